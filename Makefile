@@ -1,0 +1,45 @@
+# Everything that people and CI run. `make help` lists it.
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+DESTDIR ?=
+bindir  := $(DESTDIR)$(PREFIX)/bin
+
+PROGRAMS := seawall seawall-archive seawall-restore seawall-fetch seawall-drill
+PRODUCT  := $(CARGO) build --release --bins $(addprefix --package ,seawall seawall-archive seawall-restore seawall-drill)
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-long check bench install help
+
+demo: ## Back up, archive, lose everything, restore to a moment, prove it (under three minutes)
+	scripts/setup demo
+	$(CARGO) build --workspace --bins --release
+	$(TARGET)/release/demo
+
+test: ## Everything that must hold before a merge: check, then the end-to-end tests
+	scripts/setup test
+	scripts/check
+	$(CARGO) build --workspace --bins
+	scripts/end-to-end
+
+test-long: ## The same with the long tests, and PostgreSQL 14 and 17
+	scripts/setup test-long
+	scripts/check
+	$(CARGO) build --workspace --bins
+	scripts/end-to-end --long
+
+check: ## Format, lints, documentation, dependencies, unit tests
+	scripts/check
+
+bench: ## Memory, and the cost of an archive call against zstd
+	$(PRODUCT)
+	bench/run
+
+install: ## Install the five programs below $(PREFIX)
+	$(PRODUCT)
+	install -d $(bindir)
+	for program in $(PROGRAMS); do install -m 0755 $(TARGET)/release/$$program $(bindir)/ || exit 1; done
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

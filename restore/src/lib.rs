@@ -1,0 +1,220 @@
+//! Restoring a base backup into a data directory that is ready to start.
+//!
+//! Nothing is written outside the target, its tablespaces and its WAL directory. `pg_control`
+//! is written last, after everything else is durable: a restore that was killed leaves a
+//! directory that does not start, and the same command completes it.
+
+mod configuration;
+mod floor;
+mod manifest;
+mod objects;
+mod packs;
+mod settings;
+pub mod target;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use seawall::durable;
+use seawall::error::{Error, IoContext, Result};
+use seawall::postgres::control::ControlFile;
+use seawall::postgres::layout;
+use seawall::postgres::recovery::RecoveryAction;
+use seawall::progress::Progress;
+use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::keys::BackupId;
+use seawall::repository::{Repository, System};
+
+use target::{Layout, Target};
+
+pub use settings::{Archive, RestoreCommand};
+
+/// What a restore needs to know.
+#[derive(Clone)]
+pub struct Settings {
+    /// Where the data directory is written.
+    pub to: PathBuf,
+    /// Where to stop.
+    pub request: Request,
+    /// What the server does at the target.
+    pub action: RecoveryAction,
+    /// Make a standby instead of recovering to a target.
+    pub standby: bool,
+    /// What the restored cluster does about archiving.
+    pub archive: Archive,
+    /// Keep what `ALTER SYSTEM` set on the source. A drill has settings of its own.
+    pub keep_source_settings: bool,
+    /// Where tablespaces go.
+    pub tablespaces: target::Tablespaces,
+    /// Where pg_wal lies instead of inside the data directory.
+    pub waldir: Option<PathBuf>,
+    /// Replace a cluster that is there and not running.
+    pub force: bool,
+    /// Packs that are fetched and written at once.
+    pub jobs: usize,
+    /// How the restored server fetches WAL.
+    pub restore_command: RestoreCommand,
+}
+
+/// How long a part of the restore took, and what it moved.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Phase {
+    /// Its name: plan, provision, fetch and write, sync, configure.
+    pub name: &'static str,
+    /// How long it took.
+    #[serde(serialize_with = "as_seconds", rename = "seconds")]
+    pub duration: Duration,
+    /// Bytes that it moved, where that means something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+fn as_seconds<S: serde::Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+/// A data directory that is ready to start.
+pub struct Restored {
+    /// How it was reached.
+    pub plan: Plan,
+    /// How long each part took.
+    pub phases: Vec<Phase>,
+    /// Regular files written.
+    pub files: u64,
+    /// Bytes of those files.
+    pub plain_bytes: u64,
+    /// Bytes fetched from the repository, WAL not included.
+    pub fetched_bytes: u64,
+    /// The SQL that releases archiving where it is on hold.
+    pub release: Option<String>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// The system of `cluster` in `repository` that a restore means: the one that holds `backup`
+/// where one is named, else the newest. After pg_upgrade there are two.
+pub async fn system_for(
+    repository: &Repository,
+    cluster: &str,
+    backup: Option<&BackupId>,
+) -> Result<System> {
+    repository.record().await?;
+    let mut systems = repository.systems(cluster).await?;
+    let Some((newest, _)) = systems.pop() else {
+        return Err(Error::unreachable(format!("there is no cluster {cluster}"))
+            .at(repository.place())
+            .hint("`seawall list` shows what the repository holds"));
+    };
+    if systems.is_empty() {
+        return Ok(newest);
+    }
+    if let Some(id) = backup {
+        for (system, _) in systems.into_iter().rev() {
+            if system.marker(id).await?.is_some() {
+                return Ok(system);
+            }
+        }
+        return Ok(newest);
+    }
+    tracing::warn!(
+        "the repository holds {} systems called {cluster}; this is {}, which was seen last; choose another by one of its backups, with --backup",
+        systems.len() + 1,
+        newest.id()
+    );
+    Ok(newest)
+}
+
+/// Restores into `settings.to`.
+///
+/// # Errors
+/// Exit code 4 where a directory is in use or could be overwritten, 5 where nothing reaches
+/// the target; in both cases nothing was touched.
+pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
+    let mut clock = Clock::start();
+    let catalogue = Catalogue::load(system).await?;
+    let plan = catalogue.plan(&settings.request).await?;
+    let layout = Layout::of(&plan.backup, settings)?;
+    clock.end("plan", None);
+
+    let target = Target::prepare(layout, system, &plan.backup, settings)?;
+    clock.end("provision", None);
+
+    let progress = Progress::new("restore", Some(plan.backup.plain_bytes));
+    let written = packs::write_all(
+        system,
+        &plan.backup,
+        target.root(),
+        settings.jobs,
+        &progress,
+    )
+    .await;
+    progress.clear();
+    let written = written?;
+    clock.end("fetch and write", Some(written.plain_bytes));
+
+    let mut warnings = plan.warnings.clone();
+    let added = configuration::restore(system, &plan.backup, target.root(), &mut warnings).await?;
+    manifest::write(system, &plan.backup, target.root(), added).await?;
+    let control = ControlFile::parse(&written.control)?;
+    let too_low = floor::too_low(
+        target.root(),
+        &plan.backup,
+        &control,
+        settings.keep_source_settings,
+    );
+    for setting in &too_low {
+        warnings.push(format!(
+            "{} is {} in the configuration and was {} on the source: PostgreSQL would not recover with less, so postgresql.auto.conf sets it",
+            setting.name, setting.found, setting.needed
+        ));
+    }
+    let release = settings::write(target.root(), &plan, settings, &too_low)?;
+    clock.end("configure", None);
+
+    target.sync()?;
+    // The last file: with it the directory starts, and not before.
+    let control = target.root().join(layout::CONTROL_FILE);
+    durable::write_file(&control, &written.control, written.control_mode).on("write", &control)?;
+    target.finish()?;
+    clock.end("sync", None);
+
+    for slot in &plan.backup.logical_slots {
+        warnings.push(format!(
+            "the logical replication slot {slot} is not restored"
+        ));
+    }
+    Ok(Restored {
+        phases: clock.phases,
+        files: written.files,
+        plain_bytes: written.plain_bytes,
+        fetched_bytes: written.fetched_bytes,
+        release,
+        warnings,
+        plan,
+    })
+}
+
+/// Measures one phase after the other.
+struct Clock {
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            last: Instant::now(),
+            phases: Vec::new(),
+        }
+    }
+
+    fn end(&mut self, name: &'static str, bytes: Option<u64>) {
+        let now = Instant::now();
+        self.phases.push(Phase {
+            name,
+            duration: now - self.last,
+            bytes,
+        });
+        self.last = now;
+    }
+}

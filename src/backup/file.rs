@@ -1,0 +1,157 @@
+//! Reading one file into a pack: exactly as many bytes as it had when it was opened, with the
+//! page checksums of relation files verified on the way, as PostgreSQL's own base backup does.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::scan::Found;
+use crate::error::{IoContext, Result};
+use crate::postgres::Lsn;
+use crate::postgres::checksum::{self, PageVerdict};
+use crate::postgres::layout::RelationFile;
+use crate::repository::index::MemberKind;
+use crate::repository::pack::PackWriter;
+
+/// Bytes that are read at once; a multiple of every page size.
+const READ_SIZE: usize = 256 << 10;
+
+/// At most this many damaged blocks are named for one file.
+const NAMED_BLOCKS: usize = 1000;
+
+/// What the pages of a cluster look like.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages {
+    /// Bytes of a page.
+    pub block_size: u32,
+    /// Pages in one file of a relation.
+    pub blocks_per_file: u32,
+    /// Whether they carry checksums.
+    pub checksums: bool,
+    /// Pages with an LSN from here on may be torn; WAL replaces them.
+    pub backup_start: Lsn,
+}
+
+/// What was read of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRead {
+    /// CRC-32C of its bytes, for the backup_manifest.
+    pub crc32c: u32,
+    /// Pages whose checksum was wrong.
+    pub damaged: u64,
+}
+
+/// Reads `found` into the pack. `None`: it vanished since the scan, or it is a directory.
+///
+/// A file that grew is cut at the size that it had when it was opened, one that shrank is
+/// padded with zeros: WAL replay brings both to their right state.
+pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
+    pack: &mut PackWriter<S>,
+    found: Found,
+    pages: Pages,
+) -> Result<Option<FileRead>> {
+    if found.member.kind == MemberKind::Directory {
+        pack.directory(found.member)?;
+        return Ok(None);
+    }
+    let file = match File::open(&found.source) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file.on("open", &found.source)?,
+    };
+    let mut member = found.member;
+    member.size = file.metadata().on("look at", &found.source)?.len();
+    let relation = RelationFile::parse(Path::new(&member.path)).filter(|_| pages.checksums);
+    let mut checker = relation.map(|relation| Checker {
+        pages,
+        next_block: relation.segment.wrapping_mul(pages.blocks_per_file),
+        damaged: Vec::new(),
+        count: 0,
+    });
+    let size = member.size;
+    pack.begin_file(member)?;
+    let mut crc32c = 0;
+    let mut buffer = vec![0; READ_SIZE];
+    let mut at = 0;
+    while at < size {
+        let wanted = (size - at).min(READ_SIZE as u64) as usize;
+        let count = read_up_to(&file, &mut buffer[..wanted]).on("read", &found.source)?;
+        // What is missing was truncated meanwhile.
+        buffer[count..wanted].fill(0);
+        if let Some(checker) = &mut checker {
+            checker
+                .check(&file, at, &mut buffer[..count])
+                .on("read", &found.source)?;
+        }
+        crc32c = crc32c::crc32c_append(crc32c, &buffer[..wanted]);
+        pack.write(&buffer[..wanted])?;
+        at += wanted as u64;
+    }
+    let (blocks, damaged) = checker.map_or((Vec::new(), 0), |c| (c.damaged, c.count));
+    pack.end_file(blocks)?;
+    Ok(Some(FileRead { crc32c, damaged }))
+}
+
+fn read_up_to(mut file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match file.read(&mut buffer[count..]) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}
+
+/// Verifies the pages of one relation file as they pass.
+struct Checker {
+    pages: Pages,
+    next_block: u32,
+    damaged: Vec<u32>,
+    count: u64,
+}
+
+impl Checker {
+    /// Checks the whole pages of `bytes`, which were read at `offset`. A page that looks
+    /// damaged is read once more: the server may have been writing it.
+    fn check(&mut self, file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        let size = self.pages.block_size as usize;
+        for (at, page) in bytes.chunks_exact_mut(size).enumerate() {
+            let block = self.next_block;
+            self.next_block = self.next_block.wrapping_add(1);
+            if !is_wrong(checksum::verify_page(page, block, self.pages.backup_start)) {
+                continue;
+            }
+            let mut again = vec![0; size];
+            if read_page_again(file, offset + (at * size) as u64, &mut again)? {
+                page.copy_from_slice(&again);
+            }
+            if is_wrong(checksum::verify_page(page, block, self.pages.backup_start)) {
+                self.count += 1;
+                if self.damaged.len() < NAMED_BLOCKS {
+                    self.damaged.push(block);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// False if the page is no longer there: the file was truncated.
+fn read_page_again(file: &File, offset: u64, page: &mut [u8]) -> std::io::Result<bool> {
+    match file.read_exact_at(page, offset) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        read => read.map(|()| true),
+    }
+}
+
+fn is_wrong(verdict: PageVerdict) -> bool {
+    matches!(
+        verdict,
+        PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
+    )
+}

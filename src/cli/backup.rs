@@ -1,0 +1,102 @@
+//! `seawall backup`.
+
+use clap::{Parser, ValueEnum};
+
+use super::output::{print, print_json, size};
+use super::{Common, become_cluster_owner, connect};
+use crate::backup::{self, Settings};
+use crate::config::HumanDuration;
+use crate::error::{Error, Exit, Result};
+use crate::repository::Repository;
+use crate::repository::keys::BackupKind;
+
+/// Take a base backup
+///
+/// Reads the server's own files, several at once, and returns when the backup and all WAL that
+/// it needs are durable in the repository.
+#[derive(Debug, Parser)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// The kind of backup
+    #[arg(long, value_name = "KIND", default_value = "full")]
+    pub kind: Kind,
+    /// The repository to write to [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
+    /// Files that are read, compressed and uploaded at once [default: backup.jobs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: Option<u16>,
+    /// Wait for PostgreSQL's next checkpoint instead of asking for one at once
+    #[arg(long)]
+    pub spread_checkpoint: bool,
+    /// How long to wait for the backup's own WAL [default: backup.wal_timeout]
+    #[arg(long, value_name = "DURATION")]
+    pub wal_timeout: Option<HumanDuration>,
+    /// Print the backup's marker as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The kinds of backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Every file whole
+    Full,
+    /// What changed since the last backup (not in this version)
+    Incremental,
+}
+
+/// Takes the backup.
+pub fn run(args: &BackupArgs) -> Result<Exit> {
+    if args.kind == Kind::Incremental {
+        return Err(
+            Error::usage("this version takes no incremental backups").hint("use --kind full")
+        );
+    }
+    let config = args.common.load()?;
+    let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
+    become_cluster_owner(cluster)?;
+    let settings = Settings {
+        cluster: name.to_owned(),
+        data_directory: cluster.data_directory.clone(),
+        compression: config.compression,
+        jobs: args.jobs.map_or(config.backup.jobs, usize::from),
+        wal_timeout: args.wal_timeout.unwrap_or(config.backup.wal_timeout).0,
+        fast: !args.spread_checkpoint,
+        label: format!("seawall {}", BackupKind::Full),
+    };
+    let repository = args.repository.clone().into_iter().collect::<Vec<_>>();
+    Ok(super::run(async {
+        let repositories = Repository::open_all(&config, &repository)?;
+        let repository = repositories
+            .first()
+            .ok_or_else(|| Error::usage("no repository is configured"))?;
+        let client = connect(cluster).await?;
+        let started = std::time::Instant::now();
+        let marker = backup::full(&settings, &client, repository).await?;
+        if args.json {
+            print_json(&marker)?;
+        } else {
+            print(&format!(
+                "backup {} is complete in {}: {} files, {}, stored as {}, in {:.1} s",
+                marker.id,
+                repository.place(),
+                marker.files,
+                size(marker.plain_bytes),
+                size(marker.stored_bytes),
+                started.elapsed().as_secs_f64()
+            ));
+        }
+        if marker.damaged_page_count > 0 {
+            eprintln!(
+                "warning: {} pages of the server have wrong checksums; the backup holds them as they are\n  first: {}\n  hint: look at the hardware; find the relation with pg_filenode_relation(); restore an older backup elsewhere to compare",
+                marker.damaged_page_count,
+                marker.damaged_pages.first().map_or("", String::as_str)
+            );
+            return Ok(Exit::Missed);
+        }
+        Ok(Exit::Done)
+    }))
+}

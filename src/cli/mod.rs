@@ -1,0 +1,199 @@
+//! Every program's arguments and exit codes, one file a verb, so that help, man pages and
+//! completions know them all. Nothing below the programs uses this module.
+
+pub mod archive;
+pub mod backup;
+pub mod check;
+pub mod drill;
+pub mod fetch;
+pub mod init;
+pub mod list;
+mod output;
+pub mod restore;
+pub mod restore_point;
+pub mod siblings;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ClusterConfig, Config};
+use crate::error::{Error, Exit, Result};
+use crate::postgres::connection::{ConnectionString, Surroundings};
+use crate::postgres::sql::Client;
+use crate::privileges::Account;
+
+/// Backup, WAL archiving and point-in-time recovery for PostgreSQL that proves itself by
+/// restoring.
+#[derive(Debug, Parser)]
+#[command(
+    name = "seawall",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Seawall {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs of `seawall`.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make the repositories, check the server's settings, print what postgresql.conf lacks
+    Init(init::InitArgs),
+    /// Examine settings, archiving, gaps, stores, clock, and say what to do about each finding
+    Check(check::CheckArgs),
+    /// Take a base backup
+    Backup(backup::BackupArgs),
+    /// Show backups, WAL, gaps, restore points and what one can recover to
+    List(list::ListArgs),
+    /// Make a named restore point and record it
+    RestorePoint(restore_point::RestorePointArgs),
+    /// Write a data directory that is ready to start (runs seawall-restore)
+    Restore(restore::RestoreArgs),
+    /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
+    Drill(drill::DrillArgs),
+    /// Archive one WAL file (runs seawall-archive)
+    Archive(archive::ArchiveArgs),
+    /// Fetch one WAL file (runs seawall-fetch)
+    Fetch(fetch::FetchArgs),
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The configuration file [default: $SEAWALL_CONFIG, then /etc/seawall/seawall.toml]
+    #[arg(long, value_name = "FILE", global = false)]
+    pub config: Option<PathBuf>,
+    /// The cluster, where the configuration has several
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// What to log: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::Level,
+}
+
+impl Common {
+    /// Reads the configuration.
+    pub fn load(&self) -> Result<Config> {
+        Config::load(self.config.as_deref())
+    }
+}
+
+/// Logs to standard error: standard output is data.
+pub fn start_logging(level: tracing::Level) {
+    let verbose = level >= tracing::Level::DEBUG;
+    let filter = tracing_subscriber::EnvFilter::new(format!(
+        "warn,seawall={level},seawall_restore={level},seawall_drill={level}"
+    ));
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(verbose);
+    if verbose {
+        format.init()
+    } else {
+        format.without_time().init()
+    }
+}
+
+/// Objects and files of ours are for PostgreSQL's user and its group only.
+pub fn set_umask() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
+}
+
+/// Runs a verb to its end on a runtime of its own; Ctrl-C, SIGTERM and SIGHUP give it up.
+pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return report(&Error::failed("cannot start the runtime").because(error));
+        }
+    };
+    let exit = runtime.block_on(async {
+        tokio::select! {
+            done = work => done.unwrap_or_else(|error| report(&error)),
+            () = interrupted() => {
+                say("error: interrupted");
+                Exit::Failed
+            }
+        }
+    });
+    // Threads that still compress must not delay the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    exit
+}
+
+/// Waits for Ctrl-C, SIGTERM, or the end of the terminal.
+pub async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) {
+        (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Prints an error as people read it, and returns its exit code.
+pub fn report(error: &Error) -> Exit {
+    say(&format!("error: {error}"));
+    error.exit()
+}
+
+/// Says something on standard error. Where nobody reads it, that is no failure of ours:
+/// `eprintln!` would panic, and the exit code would no longer tell what happened.
+pub fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The whole of `main` for a program whose work is `verb`: a panic is an ordinary failure.
+pub fn main(verb: impl FnOnce() -> Exit + std::panic::UnwindSafe) -> ExitCode {
+    set_umask();
+    std::panic::catch_unwind(verb)
+        .unwrap_or(Exit::Failed)
+        .into()
+}
+
+/// Connects to the cluster's server.
+pub(crate) async fn connect(cluster: &ClusterConfig) -> Result<Client> {
+    let text = match &cluster.connection {
+        Some(connection) => connection.resolve()?,
+        None => String::new(),
+    };
+    let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
+    Client::connect(&connection).await
+}
+
+/// As root: becomes the owner of the data directory, so that what is written belongs to
+/// PostgreSQL's user. Call it before the runtime starts.
+pub(crate) fn become_cluster_owner(cluster: &ClusterConfig) -> Result<()> {
+    become_owner_of(&cluster.data_directory)
+}
+
+/// The same for the owner of any data directory.
+pub(crate) fn become_owner_of(data_directory: &std::path::Path) -> Result<()> {
+    if crate::privileges::is_root()
+        && let Some(owner) = Account::owner_of(data_directory)
+    {
+        owner.become_it()?;
+    }
+    Ok(())
+}

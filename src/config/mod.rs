@@ -1,0 +1,460 @@
+//! The configuration file, shared by all programs: its types, where it is found, and errors
+//! that name the line and the nearest known key.
+//!
+//! Nothing is opened or connected to here. Keys that later versions will know (`[schedule]`,
+//! `retention`, `copy_from`) are refused by name: a schedule that nobody runs would be worse
+//! than none.
+
+mod duration;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use duration::HumanDuration;
+pub use secret::SecretValue;
+
+use crate::error::{Error, Result};
+
+/// Where the configuration lies unless `--config` or `$SEAWALL_CONFIG` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/seawall/seawall.toml";
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The clusters by name; the name is the first part of every key in a repository.
+    pub cluster: BTreeMap<String, ClusterConfig>,
+    /// The repositories, in the order in which they are asked.
+    pub repository: Vec<RepositoryConfig>,
+    /// How objects are compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Settings of base backups.
+    #[serde(default)]
+    pub backup: BackupConfig,
+    /// Settings of restores.
+    #[serde(default)]
+    pub restore: RestoreConfig,
+    /// What a disaster may cost; drills are judged by it.
+    #[serde(default)]
+    pub objectives: Objectives,
+    /// Settings of drills.
+    #[serde(default)]
+    pub drill: DrillConfig,
+    /// The file that this was read from, absolute.
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+/// One PostgreSQL cluster.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// PostgreSQL's data directory on this host.
+    pub data_directory: PathBuf,
+    /// How to reach the server, in libpq's words. Default: libpq's defaults.
+    #[serde(default)]
+    pub connection: Option<SecretValue>,
+    /// Where PostgreSQL's programs lie. Default: found by the cluster's major version.
+    #[serde(default)]
+    pub bin_directory: Option<PathBuf>,
+}
+
+/// One repository.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// What people call it.
+    pub name: String,
+    /// `file:///…`, `s3://bucket/prefix`, `gs://…` or `az://…`.
+    pub url: String,
+    /// object_store's own keys: `aws_region`, `aws_endpoint`, ….
+    #[serde(default)]
+    pub options: BTreeMap<String, SecretValue>,
+    /// How often one request is tried, the first time included.
+    #[serde(default)]
+    pub attempts: Option<u32>,
+    /// How long one attempt of one request may take.
+    #[serde(default)]
+    pub timeout: Option<HumanDuration>,
+}
+
+/// zstd's parameters. Measured over heap, btree and WAL, level 1 with a minimum match of 5 beats
+/// level 3 in size and in time together; `bench/` holds the time for a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compression {
+    /// zstd's level, -7 to 19.
+    pub level: i32,
+    /// The shortest match that zstd looks for, 3 to 7; 0 leaves it to the level.
+    pub minimum_match: u32,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self {
+            level: 1,
+            minimum_match: 5,
+        }
+    }
+}
+
+/// Settings of base backups.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackupConfig {
+    /// How many files are read, compressed and uploaded at once.
+    pub jobs: usize,
+    /// How long to wait until the backup's own WAL is in the repository.
+    pub wal_timeout: HumanDuration,
+}
+
+impl Default for BackupConfig {
+    fn default() -> Self {
+        Self {
+            jobs: default_jobs(),
+            wal_timeout: HumanDuration::from_secs(600),
+        }
+    }
+}
+
+/// Settings of restores.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestoreConfig {
+    /// How many packs are fetched and written at once.
+    pub jobs: usize,
+}
+
+impl Default for RestoreConfig {
+    fn default() -> Self {
+        Self {
+            jobs: default_jobs(),
+        }
+    }
+}
+
+/// What a disaster may cost.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Objectives {
+    /// How much time's worth of commits may be lost.
+    pub rpo: Option<HumanDuration>,
+    /// How long it may take until the database answers again.
+    pub rto: Option<HumanDuration>,
+}
+
+/// Settings of drills.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrillConfig {
+    /// Where scratch instances are made. Default: the system's temporary directory.
+    pub scratch: Option<PathBuf>,
+    /// The owner's own questions to the restored database.
+    pub check: Vec<SqlCheck>,
+    /// Settings that the scratch instance needs besides our own, such as
+    /// `shared_preload_libraries`.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// A question to the restored database, and what its answer must be. Exactly one expectation
+/// is given. The answer is the first column of the first row.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SqlCheck {
+    /// What the report calls it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The database to ask.
+    #[serde(default = "default_database")]
+    pub database: String,
+    /// One SELECT.
+    pub sql: String,
+    /// The answer as text must be this.
+    #[serde(default)]
+    pub equals: Option<String>,
+    /// The answer as a number must be at least this.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    /// The answer as a number must be at most this.
+    #[serde(default)]
+    pub at_most: Option<f64>,
+    /// The answer as a time may be at most this long before the moment of failure.
+    #[serde(default)]
+    pub not_older_than: Option<HumanDuration>,
+}
+
+fn default_database() -> String {
+    "postgres".to_owned()
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(1, 8)
+}
+
+impl Config {
+    /// Reads the configuration from `explicit`, else `$SEAWALL_CONFIG`, else
+    /// [`DEFAULT_PATH`].
+    pub fn load(explicit: Option<&Path>) -> Result<Self> {
+        let path = match (explicit, std::env::var_os("SEAWALL_CONFIG")) {
+            (Some(path), _) => path.to_owned(),
+            (None, Some(path)) => PathBuf::from(path),
+            (None, None) => PathBuf::from(DEFAULT_PATH),
+        };
+        let unusable = || Error::usage("cannot read the configuration").at(path.display());
+        let absolute = std::path::absolute(&path).map_err(|e| unusable().because(e))?;
+        let text = std::fs::read_to_string(&absolute).map_err(|error| {
+            unusable()
+                .because(error)
+                .hint("name it with --config FILE or in $SEAWALL_CONFIG; the README shows one")
+        })?;
+        Self::parse(&text, absolute)
+    }
+
+    /// Reads the configuration from `text`; `path` is for messages and for the commands that
+    /// are handed to PostgreSQL.
+    pub fn parse(text: &str, path: PathBuf) -> Result<Self> {
+        let mut config: Self =
+            toml::from_str(text).map_err(|error| explain(&error, text, &path))?;
+        config.path = path;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The cluster called `name`, or the only one.
+    pub fn cluster(&self, name: Option<&str>) -> Result<(&str, &ClusterConfig)> {
+        let names = || self.cluster.keys().cloned().collect::<Vec<_>>().join(", ");
+        match name {
+            Some(name) => self
+                .cluster
+                .get_key_value(name)
+                .map(|(name, cluster)| (name.as_str(), cluster))
+                .ok_or_else(|| {
+                    Error::usage(format!("there is no cluster {name:?} in the configuration"))
+                        .at(self.path.display())
+                        .hint(format!("it knows: {}", names()))
+                }),
+            None => match self.cluster.iter().collect::<Vec<_>>().as_slice() {
+                [(name, cluster)] => Ok((name.as_str(), *cluster)),
+                _ => Err(Error::usage("the configuration has several clusters")
+                    .at(self.path.display())
+                    .hint(format!("choose one with --cluster: {}", names()))),
+            },
+        }
+    }
+
+    /// The repositories called `names`, in that order, or all where none is named.
+    pub fn repositories(&self, names: &[String]) -> Result<Vec<&RepositoryConfig>> {
+        if names.is_empty() {
+            return Ok(self.repository.iter().collect());
+        }
+        names
+            .iter()
+            .map(|name| {
+                self.repository
+                    .iter()
+                    .find(|r| r.name == *name)
+                    .ok_or_else(|| {
+                        let known: Vec<_> =
+                            self.repository.iter().map(|r| r.name.as_str()).collect();
+                        Error::usage(format!(
+                            "there is no repository {name:?} in the configuration"
+                        ))
+                        .at(self.path.display())
+                        .hint(format!("it knows: {}", known.join(", ")))
+                    })
+            })
+            .collect()
+    }
+
+    fn validate(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::usage(what).at(self.path.display()));
+        if self.cluster.is_empty() || self.repository.is_empty() {
+            return wrong("the configuration needs a [cluster.NAME] and a [[repository]]".into());
+        }
+        for (name, cluster) in &self.cluster {
+            if !is_plain_name(name) {
+                return wrong(format!(
+                    "cluster name {name:?} may hold letters, digits, '-', '_' and '.' only, and starts with a letter or digit"
+                ));
+            }
+            if !cluster.data_directory.is_absolute() {
+                return wrong(format!(
+                    "data_directory of cluster {name} must be an absolute path"
+                ));
+            }
+        }
+        for (at, repository) in self.repository.iter().enumerate() {
+            if !is_plain_name(&repository.name) {
+                return wrong(format!(
+                    "repository name {:?} is not usable",
+                    repository.name
+                ));
+            }
+            for other in &self.repository[..at] {
+                if other.name == repository.name {
+                    return wrong(format!("two repositories are called {:?}", other.name));
+                }
+                if other.url.trim_end_matches('/') == repository.url.trim_end_matches('/')
+                    && other.options.keys().eq(repository.options.keys())
+                {
+                    return wrong(format!(
+                        "repositories {:?} and {:?} are the same place",
+                        other.name, repository.name
+                    ));
+                }
+            }
+        }
+        if !(-7..=19).contains(&self.compression.level) {
+            return wrong("compression.level must be from -7 to 19".into());
+        }
+        if !matches!(self.compression.minimum_match, 0 | 3..=7) {
+            return wrong("compression.minimum_match must be from 3 to 7, or 0".into());
+        }
+        if self.backup.jobs == 0 || self.restore.jobs == 0 {
+            return wrong("jobs must be at least 1".into());
+        }
+        for check in &self.drill.check {
+            let given = [
+                check.equals.is_some(),
+                check.at_least.is_some(),
+                check.at_most.is_some(),
+                check.not_older_than.is_some(),
+            ];
+            if given.iter().filter(|given| **given).count() != 1 {
+                return wrong(format!(
+                    "the drill check {:?} needs exactly one of equals, at_least, at_most, not_older_than",
+                    check.sql
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Letters, digits, `-`, `_` and `.`, not starting with a sign: safe as a part of any key.
+pub fn is_plain_name(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(fine)
+}
+
+/// Turns a TOML error into one with the nearest known key as a hint. The offending line itself
+/// is not shown: it may hold a secret.
+fn explain(error: &toml::de::Error, text: &str, path: &Path) -> Error {
+    let message = error.message();
+    let before = error
+        .span()
+        .and_then(|span| text.get(..span.start))
+        .unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let failure = Error::usage("the configuration is not valid")
+        .at(format!("{}, line {line}", path.display()))
+        .because(message.to_owned());
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let later = ["schedule", "retention", "copy_from"];
+    match quoted.split_first() {
+        Some((unknown, _)) if message.starts_with("unknown field") && later.contains(unknown) => {
+            failure.hint(format!(
+                "this version does not support `{unknown}` yet; run backups from cron, and remove the key"
+            ))
+        }
+        Some((unknown, known)) if message.starts_with("unknown field") => {
+            let nearest = known.iter().max_by(|a, b| {
+                strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
+            });
+            match nearest {
+                Some(nearest) => failure.hint(format!("did you mean `{nearest}`?")),
+                None => failure,
+            }
+        }
+        _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Exit;
+
+    const GOOD: &str = r#"
+        [cluster.main]
+        data_directory = "/var/lib/postgresql/15/main"
+        [[repository]]
+        name = "near"
+        url = "s3://acme/pg"
+        [repository.options]
+        aws_region = "eu-central-1"
+        aws_secret_access_key = { env = "NEAR_KEY" }
+        [objectives]
+        rpo = "5m"
+        [[drill.check]]
+        sql = "select count(*) from t"
+        at_least = 1
+    "#;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, "/etc/seawall/seawall.toml".into())
+    }
+
+    #[test]
+    fn a_configuration_reads_and_the_only_cluster_needs_no_name() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.cluster(None).unwrap().0, "main");
+        assert_eq!(config.repositories(&[]).unwrap().len(), 1);
+        assert_eq!(config.compression, Compression::default());
+        assert!(config.cluster(Some("other")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_a_suggestion_and_its_line() {
+        let error = parse(&GOOD.replace("data_directory", "data_dir")).unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        assert_eq!(error.advice(), Some("did you mean `data_directory`?"));
+        assert!(error.to_string().contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_yet_is_refused_by_name() {
+        let error = parse(&format!("{GOOD}\n[schedule]\nfull = \"0 1 * * 0\"")).unwrap_err();
+        assert!(
+            error
+                .advice()
+                .unwrap()
+                .contains("does not support `schedule` yet")
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for (from, to) in [
+            ("cluster.main", "cluster.\"a/b\""),
+            ("cluster.main", "cluster.\"..\""),
+            ("\"/var/lib", "\"var/lib"),
+            ("at_least = 1", ""),
+            ("at_least = 1", "at_least = 1\nat_most = 2"),
+            ("[objectives]", "[compression]\nlevel = 99\n[objectives]"),
+            ("[objectives]", "[backup]\njobs = 0\n[objectives]"),
+        ] {
+            assert!(parse(&GOOD.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn no_secret_is_printed_when_its_line_is_wrong() {
+        let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "hunter2");
+        assert!(!parse(&text).unwrap_err().to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn no_secret_is_printed_when_a_configuration_is() {
+        let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "\"hunter2\"");
+        assert!(!format!("{:?}", parse(&text).unwrap()).contains("hunter2"));
+    }
+}

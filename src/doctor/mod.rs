@@ -1,0 +1,146 @@
+//! The doctor: examines the server, its archiving and every repository, and says for each
+//! finding what to do. It changes nothing but a WAL switch and a probe object that it removes.
+
+mod repository;
+mod server;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::{ClusterConfig, Config};
+use crate::error::{Error, Result};
+use crate::postgres::control::ControlFile;
+use crate::postgres::sql::Client;
+use crate::repository::Repository;
+
+pub use server::is_ours;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, and may not for long.
+    Warning,
+    /// Data is, or will be, at risk.
+    Problem,
+}
+
+/// One thing that was examined.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was examined: `settings`, `archiving`, `repository near`, ….
+    pub subject: String,
+    /// What was found.
+    pub finding: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// Collects findings about one subject after the other.
+#[derive(Debug, Default)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, level: Level, subject: &str, finding: String, advice: Option<String>) {
+        self.0.push(Finding {
+            level,
+            subject: subject.to_owned(),
+            finding,
+            advice,
+        });
+    }
+
+    fn ok(&mut self, subject: &str, finding: impl Into<String>) {
+        self.add(Level::Ok, subject, finding.into(), None);
+    }
+
+    fn warning(&mut self, subject: &str, finding: impl Into<String>, advice: impl Into<String>) {
+        self.add(Level::Warning, subject, finding.into(), Some(advice.into()));
+    }
+
+    fn problem(&mut self, subject: &str, finding: impl Into<String>, advice: impl Into<String>) {
+        self.add(Level::Problem, subject, finding.into(), Some(advice.into()));
+    }
+
+    /// An operation that failed is a finding, and no reason to look no further.
+    fn failed(&mut self, subject: &str, error: &Error) {
+        let advice = error.advice().map(str::to_owned);
+        let text = error.one_line();
+        let what = text.split("; hint: ").next().unwrap_or_default();
+        self.add(Level::Problem, subject, what.to_owned(), advice);
+    }
+}
+
+/// Examines everything. Findings come in the order in which they were examined.
+pub async fn examine(
+    config: &Config,
+    cluster_name: &str,
+    cluster: &ClusterConfig,
+    client: Result<Client>,
+    archive_command: Option<&str>,
+    patience: Duration,
+) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let control = match ControlFile::read(&cluster.data_directory) {
+        Ok(control) => {
+            findings.ok(
+                "data directory",
+                format!(
+                    "{}: PostgreSQL {}, system {}",
+                    cluster.data_directory.display(),
+                    control.major,
+                    control.system_id
+                ),
+            );
+            Some(control)
+        }
+        Err(error) => {
+            findings.failed("data directory", &error);
+            None
+        }
+    };
+    let mut repositories = Vec::new();
+    for repository in &config.repository {
+        // One that is away must not hide what is wrong with the others.
+        match Repository::open(repository) {
+            Ok(repository) => repositories.push(repository),
+            Err(error) => findings.failed(&format!("repository {}", repository.name), &error),
+        }
+    }
+    let mut server = None;
+    match client {
+        Ok(client) => {
+            server::examine(
+                &client,
+                config,
+                control.as_ref(),
+                archive_command,
+                &mut findings,
+            )
+            .await;
+            server = Some(client);
+        }
+        Err(error) => findings.failed("server", &error),
+    }
+    for repository in &repositories {
+        repository::examine(repository, cluster_name, control.as_ref(), &mut findings).await;
+    }
+    if let (Some(client), Some(control)) = (&server, &control) {
+        server::try_archiving(
+            client,
+            cluster_name,
+            control,
+            &repositories,
+            patience,
+            &mut findings,
+        )
+        .await;
+    }
+    findings.0
+}

@@ -1,0 +1,49 @@
+//! Drill results as they lie in a repository: the whole report, and the few fields of it that
+//! listings need.
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::keys::{self, BackupId};
+use super::{Repository, to_json};
+use crate::error::Result;
+
+/// What a listing wants to know of a drill.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DrillSummary {
+    /// The drill's name.
+    pub id: String,
+    /// The backup that was restored.
+    pub backup: BackupId,
+    /// When it began.
+    pub started: Timestamp,
+    /// Its verdict.
+    pub passed: bool,
+}
+
+impl Repository {
+    /// Stores a drill's report under its id.
+    pub async fn put_drill(
+        &self,
+        cluster: &str,
+        id: &str,
+        report: &impl serde::Serialize,
+    ) -> Result<()> {
+        let key = format!("{}/{id}.json", keys::drills(cluster));
+        Ok(self.store().put(&key, to_json(report)?).await?)
+    }
+
+    /// All drills of a cluster, oldest first.
+    pub async fn drills(&self, cluster: &str) -> Result<Vec<DrillSummary>> {
+        let objects = self.store().list(&keys::drills(cluster), None).await?;
+        let mut drills: Vec<DrillSummary> = futures::stream::iter(objects)
+            .map(|info| async move { self.read_json::<DrillSummary>(&info.key).await })
+            .buffered(8)
+            .try_filter_map(|drill| async move { Ok(drill) })
+            .try_collect()
+            .await?;
+        drills.sort_by_key(|drill| drill.started);
+        Ok(drills)
+    }
+}

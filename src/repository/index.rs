@@ -1,0 +1,215 @@
+//! The index of a pack: JSON lines, a header and then one line for each member, so that
+//! neither writer nor reader ever holds the whole list of a backup.
+
+use std::io::{BufRead, Write};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::FORMAT;
+use crate::digest::PlainDigest;
+use crate::error::{Error, Result};
+
+/// The first line of an index.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IndexHeader {
+    /// The format of this object.
+    pub format: u32,
+    /// The key of the pack, relative to the backup's directory.
+    pub pack: String,
+}
+
+/// What a member of a pack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberKind {
+    /// A regular file.
+    File,
+    /// A directory; its files have lines of their own.
+    Directory,
+}
+
+/// One member of a pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Relative to the data directory; tablespaces lie under `pg_tblspc/OID/`.
+    pub path: String,
+    /// File or directory.
+    pub kind: MemberKind,
+    /// Bytes, as it was when it was opened.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// When its content last changed, by the source's clock, in whole seconds.
+    pub mtime: Timestamp,
+    /// BLAKE3 of its bytes. Absent for directories.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digest: Option<PlainDigest>,
+    /// Where its bytes start in the plain tar stream.
+    #[serde(default)]
+    pub offset: u64,
+    /// The frames of the pack that hold its bytes: first, and one past the last.
+    #[serde(default)]
+    pub frames: [u32; 2],
+    /// The bytes of the stored pack that hold those frames: start, and one past the end.
+    #[serde(default)]
+    pub stored: [u64; 2],
+    /// Blocks whose page checksum was wrong, counted in the whole relation.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub damaged_blocks: Vec<u32>,
+    /// What newer versions added.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Member {
+    /// A directory.
+    pub fn directory(path: String, mode: u32, mtime: Timestamp) -> Self {
+        Self {
+            path,
+            kind: MemberKind::Directory,
+            size: 0,
+            mode,
+            mtime,
+            digest: None,
+            offset: 0,
+            frames: [0, 0],
+            stored: [0, 0],
+            damaged_blocks: Vec::new(),
+            other: serde_json::Map::new(),
+        }
+    }
+}
+
+/// Writes the lines of an index.
+pub fn write<W: Write>(writer: &mut W, pack: &str, members: &[Member]) -> std::io::Result<()> {
+    let header = IndexHeader {
+        format: FORMAT,
+        pack: pack.to_owned(),
+    };
+    serde_json::to_writer(&mut *writer, &header)?;
+    writer.write_all(b"\n")?;
+    for member in members {
+        serde_json::to_writer(&mut *writer, member)?;
+        writer.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+/// Reads the plain text of the index of `pack`, member by member.
+///
+/// # Errors
+/// A header of a newer format or of another pack, a line that does not parse, and a path that
+/// would leave the directory it is restored to.
+pub fn read<R: BufRead>(reader: R, pack: &str) -> Result<impl Iterator<Item = Result<Member>>> {
+    let damaged = |line: usize, why: String| {
+        Error::failed(format!(
+            "the index of {pack} is damaged in line {line}: {why}"
+        ))
+    };
+    let mut lines = reader.lines().enumerate().map(|(at, line)| (at + 1, line));
+    let header = match lines.next() {
+        Some((_, Ok(line))) => serde_json::from_str::<IndexHeader>(&line)
+            .map_err(|error| damaged(1, error.to_string()))?,
+        Some((_, Err(error))) => return Err(damaged(1, error.to_string())),
+        None => return Err(damaged(1, "it is empty".to_owned())),
+    };
+    if header.format > FORMAT {
+        return Err(
+            Error::failed(format!("the index of {pack} has format {}", header.format))
+                .hint("install a newer Seawall"),
+        );
+    }
+    if header.pack != pack {
+        return Err(damaged(1, format!("it describes {:?}", header.pack)));
+    }
+    let pack = pack.to_owned();
+    Ok(lines.map(move |(at, line)| {
+        let damaged = |why: String| {
+            Error::failed(format!(
+                "the index of {pack} is damaged in line {at}: {why}"
+            ))
+        };
+        let line = line.map_err(|error| damaged(error.to_string()))?;
+        let member: Member =
+            serde_json::from_str(&line).map_err(|error| damaged(error.to_string()))?;
+        if !is_safe_path(&member.path) {
+            return Err(damaged(format!(
+                "the path {:?} is not allowed",
+                member.path
+            )));
+        }
+        if member.kind == MemberKind::File && member.digest.is_none() {
+            return Err(damaged(format!("{} has no digest", member.path)));
+        }
+        Ok(member)
+    }))
+}
+
+/// Whether a path stays below the directory that it is joined to: relative, no `..`, no empty
+/// or `.` parts, no zero bytes.
+pub fn is_safe_path(path: &str) -> bool {
+    !path.is_empty()
+        && !path.contains('\0')
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_index_reads_back_and_keeps_what_newer_versions_added() {
+        let mut file = Member::directory("base/1/1259".into(), 0o600, Timestamp::UNIX_EPOCH);
+        file.kind = MemberKind::File;
+        file.digest = Some(PlainDigest::of(b"x"));
+        file.other.insert("since".into(), 19.into());
+        let members = vec![
+            Member::directory("base/1".into(), 0o700, Timestamp::UNIX_EPOCH),
+            file,
+        ];
+        let mut text = Vec::new();
+        write(&mut text, "data/000001.tar.zst", &members).unwrap();
+        let read: Vec<_> = read(&text[..], "data/000001.tar.zst")
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(read, members);
+    }
+
+    #[test]
+    fn a_path_that_would_leave_the_target_is_refused() {
+        for path in [
+            "/etc/passwd",
+            "../x",
+            "a/../../x",
+            "a//b",
+            "",
+            ".",
+            "a/./b",
+            "a\0b",
+        ] {
+            assert!(!is_safe_path(path), "{path:?}");
+        }
+        assert!(is_safe_path("pg_tblspc/16385/PG_15_202209061/5/16386"));
+    }
+
+    #[test]
+    fn an_index_of_another_pack_or_format_is_refused() {
+        let mut text = Vec::new();
+        write(&mut text, "data/000001.tar.zst", &[]).unwrap();
+        assert!(read(&text[..], "data/000002.tar.zst").is_err());
+        assert!(read(&b"{\"format\":2,\"pack\":\"p\"}\n"[..], "p").is_err());
+        assert!(read(&b""[..], "p").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_and_never_a_panic(bytes: Vec<u8>) {
+            if let Ok(lines) = read(&bytes[..], "p") {
+                lines.for_each(drop);
+            }
+        }
+    }
+}

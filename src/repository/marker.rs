@@ -1,0 +1,230 @@
+//! `backup.json`: the commit marker of a base backup. Without it a backup does not exist.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::keys::{BackupId, BackupKind};
+use super::{FORMAT, System, to_json};
+use crate::digest::StoredDigest;
+use crate::error::{Error, Result};
+use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
+use crate::storage::Created;
+
+/// Everything that is known of a base backup, with the names, sizes and digests of all its
+/// objects.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Marker {
+    /// The format of this object.
+    pub format: u32,
+    /// Its name.
+    pub id: BackupId,
+    /// Full or incremental.
+    pub kind: BackupKind,
+    /// The cluster's name.
+    pub cluster: String,
+    /// PostgreSQL's system identifier.
+    pub system_id: SystemId,
+    /// `server_version_num` of the source, such as 150018.
+    pub server_version_num: u32,
+    /// PostgreSQL's catalog version, which names tablespace directories.
+    pub catalog_version: u32,
+    /// The version of Seawall that wrote it.
+    pub seawall_version: String,
+    /// `wal_segment_size` in bytes.
+    pub segment_size: SegmentSize,
+    /// Bytes of a page.
+    pub block_size: u32,
+    /// Whether page checksums were on at both start and stop.
+    pub data_checksums: bool,
+    /// The timeline of start and stop.
+    pub timeline: TimelineId,
+    /// Where recovery starts.
+    pub start_lsn: Lsn,
+    /// Where the restored cluster becomes consistent.
+    pub stop_lsn: Lsn,
+    /// The server's clock when the backup started.
+    pub start_time: Timestamp,
+    /// The server's clock just after `pg_backup_stop`.
+    pub stop_time: Timestamp,
+    /// The next transaction id, with its epoch, just after `pg_backup_stop`.
+    pub next_xid: u64,
+    /// Whether it was taken from a standby.
+    pub from_standby: bool,
+    /// The first and last segment that recovery to `stop_lsn` needs.
+    pub wal: [SegmentName; 2],
+    /// The data directory of the source.
+    pub data_directory: String,
+    /// Its permission bits: 0700 or 0750.
+    pub data_directory_mode: u32,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// Configuration outside the data directory, as absolute paths, in the order of the tar.
+    pub configuration_files: Vec<String>,
+    /// How PostgreSQL collated when the backup was made.
+    #[serde(default)]
+    pub collations: Vec<CollationVersion>,
+    /// The role that initdb made, which may connect to every database.
+    pub superuser: String,
+    /// Logical replication slots that the server had; they are lost in a restore.
+    #[serde(default)]
+    pub logical_slots: Vec<String>,
+    /// Regular files in the packs.
+    pub files: u64,
+    /// Bytes of those files.
+    pub plain_bytes: u64,
+    /// Bytes of all objects.
+    pub stored_bytes: u64,
+    /// Pages whose checksum was wrong, as `path: block`, at most a thousand.
+    pub damaged_pages: Vec<String>,
+    /// How many there were.
+    pub damaged_page_count: u64,
+    /// Every object of the backup but this one.
+    pub objects: Vec<StoredObject>,
+    /// What newer versions added.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its oid; `pg_tblspc/OID` is the link.
+    pub oid: u32,
+    /// Where it lay on the source.
+    pub location: String,
+}
+
+/// The version of a collation provider as the server reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollationVersion {
+    /// A database or a collation.
+    pub name: String,
+    /// The version that the provider reported.
+    pub version: String,
+}
+
+/// One object as it lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredObject {
+    /// Relative to the backup's directory.
+    pub key: String,
+    /// Bytes as stored.
+    pub size: u64,
+    /// SHA-256 of the stored bytes.
+    pub sha256: StoredDigest,
+}
+
+impl Marker {
+    /// PostgreSQL's major version.
+    pub fn major(&self) -> u32 {
+        self.server_version_num / 10_000
+    }
+
+    /// The mode of files in the data directory: readable for the group where the directory is.
+    pub fn file_mode(&self) -> u32 {
+        0o600 | self.data_directory_mode & 0o040
+    }
+
+    /// The object called `key`.
+    pub fn object(&self, key: &str) -> Result<&StoredObject> {
+        self.objects
+            .iter()
+            .find(|object| object.key == key)
+            .ok_or_else(|| {
+                Error::failed(format!(
+                    "the marker of backup {} names no object {key}",
+                    self.id
+                ))
+            })
+    }
+
+    /// The packs with their indexes, in order.
+    pub fn packs(&self) -> Result<Vec<(&StoredObject, &StoredObject)>> {
+        self.objects
+            .iter()
+            .filter(|object| object.key.starts_with("data/") && object.key.ends_with(".tar.zst"))
+            .map(|pack| {
+                let index = pack.key.replace(".tar.zst", ".index.zst");
+                Ok((pack, self.object(&index)?))
+            })
+            .collect()
+    }
+}
+
+impl System {
+    /// The marker of backup `id`. `None`: there is no such backup, or it was never finished.
+    pub async fn marker(&self, id: &BackupId) -> Result<Option<Marker>> {
+        let marker: Option<Marker> = self.repository().read_json(&self.keys().marker(id)).await?;
+        match marker {
+            Some(marker) if marker.format > FORMAT => Err(Error::failed(format!(
+                "backup {id} has format {}, this version knows {FORMAT}",
+                marker.format
+            ))
+            .at(self.place())
+            .hint("install a newer Seawall")),
+            Some(marker) if marker.id != *id || marker.system_id != self.id() => {
+                Err(Error::failed(format!(
+                    "the marker of backup {id} describes another backup"
+                ))
+                .at(self.place()))
+            }
+            marker => Ok(marker),
+        }
+    }
+
+    /// The marker of a backup whose directory is there. `None` only if a listing agrees that
+    /// it was never finished: one wrong "no such key" must not hide the newest backup.
+    pub async fn marker_if_finished(&self, id: &BackupId) -> Result<Option<Marker>> {
+        if let Some(marker) = self.marker(id).await? {
+            return Ok(Some(marker));
+        }
+        let key = self.keys().marker(id);
+        let directory = self.store().list_directory(&self.keys().backup(id)).await?;
+        if !directory.objects.iter().any(|object| object.key == key) {
+            return Ok(None);
+        }
+        // It may have been committed between the two looks.
+        let marker = self.marker(id).await?.ok_or_else(|| {
+            Error::failed(format!(
+                "the store lists the marker of backup {id} and does not deliver it"
+            ))
+            .at(self.place())
+            .retryable(true)
+        })?;
+        Ok(Some(marker))
+    }
+
+    /// Commits a backup: puts its marker create-only and reads it back.
+    pub async fn commit(&self, marker: &Marker) -> Result<()> {
+        let key = self.keys().marker(&marker.id);
+        let created = self.store().put_new(&key, to_json(marker)?).await?;
+        if created != Created::Created {
+            return Err(
+                Error::failed(format!("backup {} is committed already", marker.id))
+                    .at(self.place()),
+            );
+        }
+        match self.marker(&marker.id).await? {
+            Some(_) => Ok(()),
+            None => Err(
+                Error::failed("the marker was written and is not there").at(format!(
+                    "{} of {}",
+                    key,
+                    self.place()
+                )),
+            ),
+        }
+    }
+
+    /// The names of all backups, finished or not, in the order of their names.
+    pub async fn backup_ids(&self) -> Result<Vec<BackupId>> {
+        let listing = self.store().list_directory(&self.keys().backups()).await?;
+        let mut ids: Vec<BackupId> = listing
+            .directories
+            .iter()
+            .filter_map(|key| key.rsplit('/').next()?.parse().ok())
+            .collect();
+        ids.sort();
+        Ok(ids)
+    }
+}

@@ -1,0 +1,341 @@
+//! Archived WAL as it lies in a repository: which objects are there for a file, which
+//! timelines, which runs of segments without a gap, which conflicts. By listing alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::keys::WalObject;
+use super::{System, codec};
+use crate::digest::PlainDigest;
+use crate::error::{Error, Result};
+use crate::postgres::history::TimelineHistory;
+use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use crate::storage::ObjectInfo;
+
+/// `.history` and `.backup` files are small texts; what is larger is none of them.
+const SMALL_FILE: u64 = 1 << 20;
+
+/// What a repository holds for one WAL file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// Certainly nothing.
+    Absent,
+    /// One content; plain and encrypted objects of one digest are the same thing.
+    One(WalObject, ObjectInfo),
+    /// Different contents under one name: nobody may choose but `seawall wal resolve`.
+    Conflict(Vec<PlainDigest>),
+}
+
+/// Consecutive segments of one timeline, all present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SegmentRun {
+    /// Number of the first segment.
+    pub first: u64,
+    /// Number of the last segment.
+    pub last: u64,
+    /// When the first was stored, by the store's clock.
+    pub first_stored: Timestamp,
+    /// When the last was stored, by the store's clock.
+    pub last_stored: Timestamp,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+}
+
+/// The segments of one timeline. Memory grows with the number of gaps, not of segments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimelineWal {
+    /// Ascending; between two of them lies a gap.
+    pub runs: Vec<SegmentRun>,
+    /// Segments with more than one content.
+    pub conflicts: Vec<SegmentName>,
+}
+
+impl TimelineWal {
+    /// The run that holds segment `number`.
+    pub fn run_with(&self, number: u64) -> Option<&SegmentRun> {
+        let at = self.runs.partition_point(|run| run.last < number);
+        self.runs.get(at).filter(|run| run.first <= number)
+    }
+
+    /// First and last number of the segments that are missing between two runs.
+    pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.runs
+            .windows(2)
+            .map(|pair| (pair[0].last + 1, pair[1].first - 1))
+    }
+
+    /// The newest segment.
+    pub fn last(&self) -> Option<u64> {
+        self.runs.last().map(|run| run.last)
+    }
+
+    fn add(&mut self, number: u64, object: &ObjectInfo) {
+        match self.runs.last_mut() {
+            Some(run) if run.last == number => run.stored_bytes += object.size,
+            Some(run) if run.last + 1 == number => {
+                run.last = number;
+                run.last_stored = object.modified;
+                run.stored_bytes += object.size;
+            }
+            _ => self.runs.push(SegmentRun {
+                first: number,
+                last: number,
+                first_stored: object.modified,
+                last_stored: object.modified,
+                stored_bytes: object.size,
+            }),
+        }
+    }
+}
+
+impl System {
+    /// What is held for `name`.
+    pub async fn held(&self, name: WalFileName) -> Result<Held> {
+        let objects = self.objects_of(name).await?;
+        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
+        digests.dedup();
+        Ok(match (digests.len(), objects.into_iter().next()) {
+            (1, Some((object, info))) => Held::One(object, info),
+            (0, _) | (_, None) => Held::Absent,
+            _ => Held::Conflict(digests),
+        })
+    }
+
+    /// All objects of `name`, in the order of their keys: one listing.
+    pub async fn objects_of(&self, name: WalFileName) -> Result<Vec<(WalObject, ObjectInfo)>> {
+        let directory = self.keys().wal_directory(name);
+        let found = match name {
+            // The timelines' directories lie beside the .history files: one level only.
+            WalFileName::History(_) => self.store().list_directory(&directory).await?.objects,
+            _ => {
+                let after = self.keys().before_wal_objects(name);
+                self.store().list(&directory, Some(&after)).await?
+            }
+        };
+        Ok(found
+            .into_iter()
+            .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .filter(|(object, _)| object.name == name)
+            .collect())
+    }
+
+    /// The first segment of the same timeline that is there and no earlier than `segment`:
+    /// `segment` itself, where a listing before was wrong, or a later one. One listing where
+    /// it lies in the same log.
+    pub async fn segment_from(&self, segment: SegmentName) -> Result<Option<SegmentName>> {
+        let later = |objects: Vec<ObjectInfo>| {
+            objects
+                .iter()
+                .filter_map(|info| match WalObject::of_key(&info.key)?.name {
+                    WalFileName::Segment(other) if other >= segment => Some(other),
+                    _ => None,
+                })
+                .min()
+        };
+        let after = self
+            .keys()
+            .before_wal_objects(WalFileName::Segment(segment));
+        let same_log = self
+            .store()
+            .list(&self.keys().log(segment), Some(&after))
+            .await?;
+        if let Some(found) = later(same_log) {
+            return Ok(Some(found));
+        }
+        let directory = self.keys().timeline(segment.timeline);
+        let listing = self.store().list_directory(&directory).await?;
+        let mut logs: Vec<(u32, String)> = listing
+            .directories
+            .into_iter()
+            .filter_map(|key| Some((last_hex(&key)?, key)))
+            .filter(|(log, _)| *log > segment.log)
+            .collect();
+        logs.sort();
+        for (_, key) in logs {
+            if let Some(found) = later(self.store().list(&key, None).await?) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The timelines that have segments here, ascending.
+    pub async fn timelines_with_wal(&self) -> Result<Vec<TimelineId>> {
+        let listing = self.store().list_directory(&self.keys().wal()).await?;
+        let mut timelines: Vec<TimelineId> = listing
+            .directories
+            .iter()
+            .filter_map(|key| last_hex(key))
+            .filter_map(|number| TimelineId::new(number).ok())
+            .collect();
+        timelines.sort();
+        Ok(timelines)
+    }
+
+    /// The timelines whose `.history` files are here, ascending, by listing alone.
+    pub async fn history_timelines(&self) -> Result<BTreeSet<TimelineId>> {
+        let listing = self.store().list_directory(&self.keys().wal()).await?;
+        let names = listing
+            .objects
+            .iter()
+            .filter_map(|info| WalObject::of_key(&info.key));
+        Ok(names
+            .filter_map(|object| match object.name {
+                WalFileName::History(timeline) => Some(timeline),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Reads every `.history` file. Timeline 1 has none and is always there.
+    ///
+    /// # Errors
+    /// Two different contents for one timeline, and a file that does not parse.
+    pub async fn histories(&self) -> Result<BTreeMap<TimelineId, TimelineHistory>> {
+        let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
+        let listing = self.store().list_directory(&self.keys().wal()).await?;
+        let mut seen: BTreeMap<TimelineId, WalObject> = BTreeMap::new();
+        for object in listing
+            .objects
+            .iter()
+            .filter_map(|info| WalObject::of_key(&info.key))
+        {
+            let WalFileName::History(timeline) = object.name else {
+                continue;
+            };
+            if let Some(other) = seen.insert(timeline, object)
+                && other.digest != object.digest
+            {
+                return Err(self.conflict(object.name, &[other.digest, object.digest]));
+            }
+            let text = self.small_wal_file(object).await?;
+            histories.insert(timeline, TimelineHistory::parse(timeline, &text)?);
+        }
+        Ok(histories)
+    }
+
+    /// Reads a `.history` or `.backup` file and verifies its digest.
+    pub async fn small_wal_file(&self, object: WalObject) -> Result<Bytes> {
+        let key = self.keys().wal_object(object);
+        let wrong = |why: String| {
+            Error::failed(format!(
+                "{} cannot be read from the repository",
+                object.name
+            ))
+            .at(format!("{key} of {}", self.place()))
+            .because(why)
+        };
+        if object.encrypted {
+            return Err(wrong(
+                "it is encrypted, which this version cannot open".to_owned(),
+            ));
+        }
+        let stored = self
+            .store()
+            .get_limited(&key, SMALL_FILE)
+            .await?
+            .ok_or_else(|| wrong("it was listed and is gone".to_owned()))?;
+        let plain = codec::decode(&stored, SMALL_FILE).map_err(|error| wrong(error.to_string()))?;
+        let found = PlainDigest::of(&plain);
+        if found != object.digest {
+            return Err(wrong(format!("its content has the digest {found}")));
+        }
+        Ok(plain.into())
+    }
+
+    /// The segments of `timeline` from number `from` on.
+    pub async fn timeline_wal(
+        &self,
+        timeline: TimelineId,
+        size: SegmentSize,
+        from: u64,
+    ) -> Result<TimelineWal> {
+        let first = SegmentName::new(timeline, from, size);
+        let directory = self.keys().timeline(timeline);
+        let mut logs: Vec<(u32, String)> = self
+            .store()
+            .list_directory(&directory)
+            .await?
+            .directories
+            .into_iter()
+            .filter_map(|key| Some((last_hex(&key)?, key)))
+            .filter(|(log, _)| *log >= first.log)
+            .collect();
+        logs.sort();
+        let mut wal = TimelineWal::default();
+        let mut previous: Option<WalObject> = None;
+        for (_, key) in logs {
+            // One log holds 256 segments of 16 MiB, 4,096 of 1 MiB.
+            for info in self.store().list(&key, None).await? {
+                let Some(object) = WalObject::of_key(&info.key) else {
+                    continue;
+                };
+                let WalFileName::Segment(segment) = object.name else {
+                    continue;
+                };
+                if segment.timeline != timeline || segment < first {
+                    continue;
+                }
+                let number = segment.number(size)?;
+                let twice = previous
+                    .replace(object)
+                    .filter(|previous| previous.name == object.name);
+                if twice.is_some_and(|previous| previous.digest != object.digest)
+                    && wal.conflicts.last() != Some(&segment)
+                {
+                    wal.conflicts.push(segment);
+                }
+                wal.add(number, &info);
+            }
+        }
+        Ok(wal)
+    }
+
+    /// The error about different contents under one name.
+    pub fn conflict(&self, name: WalFileName, digests: &[PlainDigest]) -> Error {
+        let digests: Vec<_> = digests.iter().map(PlainDigest::to_string).collect();
+        Error::refused(format!("{name} is archived with different contents: {}", digests.join(" and ")))
+            .at(self.place())
+            .hint("two servers archive under one name and system identifier; find out which branch is the right one before anything is restored")
+    }
+}
+
+fn last_hex(key: &str) -> Option<u32> {
+    let last = key.rsplit('/').next()?;
+    (last.len() == 8).then(|| u32::from_str_radix(last, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wal(numbers: &[u64]) -> TimelineWal {
+        let mut wal = TimelineWal::default();
+        for number in numbers {
+            let info = ObjectInfo {
+                key: String::new(),
+                size: 10,
+                modified: Timestamp::from_second(*number as i64).unwrap(),
+            };
+            wal.add(*number, &info);
+        }
+        wal
+    }
+
+    #[test]
+    fn runs_end_at_gaps_and_nowhere_else() {
+        let wal = wal(&[3, 4, 4, 5, 9, 10, 12]);
+        let spans: Vec<_> = wal.runs.iter().map(|run| (run.first, run.last)).collect();
+        assert_eq!(spans, [(3, 5), (9, 10), (12, 12)]);
+        assert_eq!(wal.runs[0].stored_bytes, 40);
+        assert_eq!(wal.run_with(4).map(|run| run.last), Some(5));
+        assert_eq!(wal.run_with(6), None);
+        assert_eq!(wal.run_with(2), None);
+        assert_eq!(wal.run_with(13), None);
+        assert_eq!(wal.last(), Some(12));
+        assert_eq!(wal.gaps().collect::<Vec<_>>(), [(6, 8), (11, 11)]);
+    }
+}

@@ -1,0 +1,440 @@
+//! Fetching one WAL file, for `seawall-fetch`.
+//!
+//! [`fetch`] never guesses: *absent* means that every repository has answered, knows the
+//! cluster, and has neither the file nor anything that should come after it. Every doubt is
+//! an error.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::digest::PlainHasher;
+use crate::durable;
+use crate::error::{Error, Exit, IoContext, Result};
+use crate::postgres::wal_records;
+use crate::postgres::{FormatError, Lsn, SegmentSize, TimelineId, WalFileName};
+use crate::repository::System;
+use crate::repository::bridge::ObjectReader;
+use crate::repository::codec;
+use crate::repository::keys::WalObject;
+use crate::repository::wal_objects::Held;
+
+/// `.history` and `.backup` files are small texts.
+const LARGEST_TEXT: u64 = 1 << 20;
+
+/// The answer to PostgreSQL's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The file is at its destination, whole and verified.
+    Delivered,
+    /// It certainly does not exist in any of the repositories.
+    Absent,
+}
+
+/// Where a file goes, and what is known of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// What PostgreSQL asks for.
+    pub name: WalFileName,
+    /// Its segment size, from pg_control.
+    pub segment_size: SegmentSize,
+    /// Where PostgreSQL wants it.
+    pub destination: &'a Path,
+    /// Accept that WAL ends where a segment is missing and later ones are there.
+    pub end_at_gap: bool,
+    /// The timelines that the recovery leaves, and where.
+    pub left: &'a [Left],
+    /// What is done about WAL that creates a tablespace.
+    pub new_tablespaces: NewTablespaces,
+}
+
+/// A timeline that a recovery leaves for its successor, and where.
+///
+/// PostgreSQL asks for a segment under the names of all timelines that it follows, newest
+/// first, and takes what it gets: where the successor has archived nothing yet, it would
+/// replay what the old primary wrote *after* the fork (PostgreSQL 18, xlogrecovery.c,
+/// `XLogFileReadAnyTLI` looks at no timeline's end).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first position that is its successor's.
+    pub at: Lsn,
+}
+
+/// `1@0/3002678`
+impl std::str::FromStr for Left {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let wrong =
+            || FormatError::new("--left", format!("{text:?} is not of the form 1@0/3000028"));
+        let (timeline, at) = text.split_once('@').ok_or_else(wrong)?;
+        Ok(Self {
+            timeline: timeline.parse()?,
+            at: at.parse()?,
+        })
+    }
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.timeline, self.at)
+    }
+}
+
+/// What is done about a segment whose replay would create a tablespace outside the data
+/// directory, at the place where the source created it: on the source's own host that place is
+/// live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum NewTablespaces {
+    /// Deliver it.
+    #[default]
+    Allow,
+    /// Deliver it where nothing lies at that place yet, or the link to it is there already.
+    Unused,
+    /// Never deliver it.
+    Refuse,
+}
+
+/// Where a segment lies on the line that a recovery follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing is known of it.
+    Open,
+    /// Before the end of a timeline that is left: it must be there.
+    Within,
+    /// It holds the end; what follows in it is not of the line.
+    Holds(Lsn),
+    /// Behind the end.
+    Behind,
+}
+
+impl Request<'_> {
+    fn place(&self) -> Place {
+        let WalFileName::Segment(segment) = self.name else {
+            return Place::Open;
+        };
+        let left = self
+            .left
+            .iter()
+            .find(|left| left.timeline == segment.timeline);
+        match (left, segment.start(self.segment_size)) {
+            (Some(left), Ok(start)) if start >= left.at => Place::Behind,
+            (Some(left), Ok(start)) if left.at.since(start) < self.segment_size.bytes() => {
+                Place::Holds(left.at)
+            }
+            (Some(_), Ok(_)) => Place::Within,
+            _ => Place::Open,
+        }
+    }
+}
+
+/// Brings the file from the first of `systems` that has it to its destination.
+///
+/// The file appears there by a rename, so that a partial one is never seen. It is not synced:
+/// PostgreSQL does that itself before it relies on it (PostgreSQL 18, xlogarchive.c,
+/// `KeepFileRestoredFromArchive`).
+///
+/// # Errors
+/// Anything that leaves a doubt: a repository that does not answer, a gap, a conflict, an
+/// object that is damaged in all repositories that have it.
+pub async fn fetch(systems: &[System], request: Request<'_>) -> Result<Fetched> {
+    if request.place() == Place::Behind {
+        tracing::info!(
+            "{} lies behind the fork that recovery follows",
+            request.name
+        );
+        return Ok(Fetched::Absent);
+    }
+    let mut doubt: Option<Error> = None;
+    for system in systems {
+        match from_one(system, request).await {
+            Ok(Fetched::Delivered) => return Ok(Fetched::Delivered),
+            Ok(Fetched::Absent) => {}
+            // A conflict is not settled by asking somebody else.
+            Err(error) if error.exit() == Exit::Refused => return Err(error),
+            Err(error) => {
+                tracing::warn!("{}", error.one_line());
+                doubt.get_or_insert(error);
+            }
+        }
+    }
+    match doubt {
+        Some(error) => Err(error),
+        None => Ok(Fetched::Absent),
+    }
+}
+
+async fn from_one(system: &System, request: Request<'_>) -> Result<Fetched> {
+    if deliver_if_held(system, request).await? {
+        return Ok(Fetched::Delivered);
+    }
+    // An empty answer counts only from a repository that is there and knows this cluster.
+    tokio::try_join!(system.repository().record(), system.known_record())?;
+    let Some(evidence) = evidence_against(system, request).await? else {
+        return Ok(Fetched::Absent);
+    };
+    // A live archive may have grown between the two looks.
+    if deliver_if_held(system, request).await? {
+        return Ok(Fetched::Delivered);
+    }
+    let later = match evidence {
+        Evidence::Later(later) => later,
+        Evidence::Itself => {
+            let what = format!("the store lists {} once and then not", request.name);
+            return Err(Error::failed(what).at(system.place()).retryable(true));
+        }
+    };
+    if request.end_at_gap {
+        tracing::warn!(
+            "{} is missing and {later} is there; ending as asked",
+            request.name
+        );
+        return Ok(Fetched::Absent);
+    }
+    Err(Error::failed(format!("{} is missing in the archive, but {later} is there", request.name))
+        .at(system.place())
+        .hint(match request.name {
+            WalFileName::History(_) => "archive it from a server that still has it in pg_wal, or recover to a timeline by its number",
+            _ => "archive it from a server that still has it; to end recovery at this gap, restore with --end-at-gap",
+        }))
+}
+
+async fn deliver_if_held(system: &System, request: Request<'_>) -> Result<bool> {
+    match system.held(request.name).await? {
+        Held::Absent => Ok(false),
+        Held::Conflict(digests) => Err(system.conflict(request.name, &digests)),
+        Held::One(object, _) => deliver(system, object, request).await.map(|()| true),
+    }
+}
+
+/// What speaks against a file's absence.
+enum Evidence {
+    /// Another answer of the store that holds the file.
+    Itself,
+    /// Something that could not be there if the file had never existed.
+    Later(String),
+}
+
+/// Looks for what speaks against the absence of `name`.
+///
+/// It is a second look as well: a store that once lists nothing where there is something is
+/// caught even at the very end of the archive, where nothing later can betray it. One that
+/// does so twice in the same way cannot be told from an archive that ends there.
+async fn evidence_against(system: &System, request: Request<'_>) -> Result<Option<Evidence>> {
+    match request.name {
+        // Recovery never asks for these, and nothing follows from their absence.
+        WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(None),
+        WalFileName::Segment(_) if request.place() == Place::Within => {
+            let later = "a later timeline, which begins behind it,".to_owned();
+            Ok(Some(Evidence::Later(later)))
+        }
+        // What lies behind the fork is no evidence: it is not of the line.
+        WalFileName::Segment(_) if request.place() != Place::Open => Ok(None),
+        WalFileName::Segment(segment) => {
+            let found = system.segment_from(segment).await?;
+            Ok(found.map(|found| match found == segment {
+                true => Evidence::Itself,
+                false => Evidence::Later(format!("the later segment {found}")),
+            }))
+        }
+        // The first timeline has no history, and PostgreSQL asks for it all the same.
+        WalFileName::History(TimelineId::FIRST) => Ok(None),
+        // PostgreSQL counts timelines up to the first that is absent: a hole would silently
+        // end its search at an old one.
+        WalFileName::History(timeline) => {
+            if system.timelines_with_wal().await?.contains(&timeline) {
+                let wal = format!("WAL of timeline {timeline}");
+                return Ok(Some(Evidence::Later(wal)));
+            }
+            // Their names say enough; a damaged one must not stop a recovery that needs none.
+            let histories = system.history_timelines().await?;
+            let later = histories.into_iter().find(|other| *other >= timeline);
+            Ok(later.map(|later| match later == timeline {
+                true => Evidence::Itself,
+                false => Evidence::Later(format!("the history of timeline {later}")),
+            }))
+        }
+    }
+}
+
+async fn deliver(system: &System, object: WalObject, request: Request<'_>) -> Result<()> {
+    let key = system.keys().wal_object(object);
+    let place = format!("{key} of {}", system.place());
+    if object.encrypted {
+        return Err(Error::failed(format!("{} is encrypted", object.name))
+            .at(place)
+            .hint("this version cannot open it; install a newer Seawall"));
+    }
+    let stream = system.store().get_stream(&key).await?.ok_or_else(|| {
+        Error::failed(format!("{} was listed and is gone", object.name)).at(&place)
+    })?;
+    let reader = ObjectReader::new(stream);
+    let temporary = durable::temporary_beside(request.destination);
+    let destination = request.destination.to_owned();
+    let (on_line, size) = (request.place(), request.segment_size);
+    let guard = TablespaceGuard::of(request);
+    let expected = match object.name {
+        WalFileName::Segment(_) | WalFileName::Partial(_) => {
+            (request.segment_size.bytes(), request.segment_size.bytes())
+        }
+        _ => (1, LARGEST_TEXT),
+    };
+    tokio::task::spawn_blocking(move || {
+        let written = write_verified(reader, object, expected, &temporary);
+        let guarded = written.and_then(|()| guard.check(&temporary, object.name));
+        let cut = guarded.and_then(|()| match on_line {
+            Place::Holds(end) => zero_from(&temporary, end.offset(size), size.bytes()),
+            _ => Ok(()),
+        });
+        let result = cut.and_then(|()| {
+            durable::rename_without_sync(&temporary, &destination).on("rename to", &destination)
+        });
+        if result.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        result
+    })
+    .await
+    .map_err(|error| Error::failed("fetching died").because(error))?
+    .map_err(|error| match error.exit() {
+        Exit::Failed if error.advice().is_none() => error.at(place),
+        _ => error,
+    })
+}
+
+/// Keeps replay from writing into a tablespace that is somebody's.
+struct TablespaceGuard {
+    rule: NewTablespaces,
+    /// `pg_tblspc` of the recovering cluster.
+    links: PathBuf,
+}
+
+impl TablespaceGuard {
+    fn of(request: Request<'_>) -> Self {
+        let data_directory = request.destination.parent().and_then(Path::parent);
+        let links = data_directory.unwrap_or(Path::new("/")).join("pg_tblspc");
+        Self {
+            rule: request.new_tablespaces,
+            links,
+        }
+    }
+
+    fn check(&self, segment: &Path, name: WalFileName) -> Result<()> {
+        if self.rule == NewTablespaces::Allow || !matches!(name, WalFileName::Segment(_)) {
+            return Ok(());
+        }
+        let file = std::fs::File::open(segment).on("open", segment)?;
+        let created = wal_records::created_tablespaces(std::io::BufReader::new(file))
+            .on("read the records of", segment)??;
+        for tablespace in created {
+            let Some(path) = &tablespace.path else {
+                return Err(refused(name, "at a place that is not known here"));
+            };
+            // A link that is there was made by the restore, or by an earlier replay.
+            let ours = self.links.join(tablespace.oid.to_string()).is_symlink();
+            let unused = std::fs::read_dir(path).map_or(!path.exists(), |mut e| e.next().is_none());
+            if !ours && (self.rule == NewTablespaces::Refuse || !unused) {
+                return Err(refused(name, &format!("at {}", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(name: WalFileName, place: &str) -> Error {
+    Error::failed(format!("{name} creates a tablespace {place}, outside this recovery's directories"))
+        .hint("it was created after the base backup: take a new backup, which knows it and can put it elsewhere")
+}
+
+/// Replaces what is not of the line by zeros, which replay takes for the end of the WAL: what a
+/// successor begins with is such a copy.
+fn zero_from(file: &Path, offset: u64, size: u64) -> Result<()> {
+    let cut = || {
+        let file = OpenOptions::new().write(true).open(file)?;
+        file.set_len(offset)?;
+        file.set_len(size)
+    };
+    cut().on("cut", file)
+}
+
+/// Opens the object into `temporary` and checks what arrived: its digest and its length.
+fn write_verified(
+    reader: ObjectReader,
+    object: WalObject,
+    (shortest, longest): (u64, u64),
+    temporary: &Path,
+) -> Result<()> {
+    let damaged =
+        |why: String| Error::failed(format!("the archived {} is damaged: {why}", object.name));
+    let mut plain = codec::stream_decoder(reader)
+        .map_err(|error| damaged(error.to_string()))?
+        .take(longest.saturating_add(1));
+    // A leftover of a killed run is overwritten.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(temporary)
+        .on("create", temporary)?;
+    let mut hasher = PlainHasher::default();
+    let mut size = 0;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = match plain.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) => return Err(damaged(error.to_string()).because(error)),
+        };
+        hasher.update(&buffer[..count]);
+        size += count as u64;
+        file.write_all(&buffer[..count]).on("write", temporary)?;
+    }
+    let digest = hasher.finish();
+    if digest != object.digest {
+        return Err(damaged(format!("its content has the digest {digest}")));
+    }
+    if !(shortest..=longest).contains(&size) {
+        return Err(damaged(format!("it holds {size} bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_lies_before_in_or_behind_the_end_of_the_timeline_that_is_left() {
+        let size = SegmentSize::DEFAULT;
+        let left: Vec<Left> = ["1@0/3002678", "2@0/5000000"]
+            .map(|l| l.parse().unwrap())
+            .into();
+        assert_eq!(left[0].to_string(), "1@0/3002678");
+        for (name, place) in [
+            ("000000010000000000000002", Place::Within),
+            ("000000010000000000000003", Place::Holds(Lsn(0x300_2678))),
+            ("000000010000000000000004", Place::Behind),
+            ("000000020000000000000004", Place::Within),
+            ("000000020000000000000005", Place::Behind),
+            ("000000030000000000000005", Place::Open),
+            ("00000002.history", Place::Open),
+        ] {
+            let request = Request {
+                name: name.parse().unwrap(),
+                segment_size: size,
+                destination: Path::new("/x"),
+                end_at_gap: false,
+                left: &left,
+                new_tablespaces: NewTablespaces::Allow,
+            };
+            assert_eq!(request.place(), place, "{name}");
+        }
+        for wrong in ["", "1", "1@", "@0/1", "0@0/1", "1@3002678"] {
+            assert!(wrong.parse::<Left>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The harness of the end-to-end tests: real PostgreSQL servers, real object stores, faults,
+//! and judges that do not take Seawall's word for anything.
+//!
+//! A test reads like this:
+//!
+//! ```ignore
+//! let scratch = Scratch::new();
+//! let mut cluster = Cluster::builder(PostgresVersion::find(15)).create_in(&scratch, "main");
+//! let near = Repository::local("near", &scratch.directory("near"));
+//! let config = ConfigFile::new().cluster(&cluster).repository(near).write(&scratch);
+//! cluster.archive_with(&config);
+//! cluster.start();
+//! seawall(&config).args(["init"]).run().success();
+//! ```
+//!
+//! Everything panics with what it saw, at the line of the test (`#[track_caller]`). Whatever
+//! was started is ended by its process id and whatever was written is removed: on drop, on
+//! panic, and by [`guard`] even if the test process itself is killed.
+
+pub mod azurite;
+pub mod cli;
+pub mod config;
+pub mod faulty;
+pub mod garage;
+pub mod guard;
+pub mod job;
+pub mod judge;
+pub mod ledger;
+pub mod moment;
+pub mod pgbench;
+pub mod postgres;
+pub mod process;
+pub mod programs;
+pub mod proxy;
+pub mod scratch;
+pub mod seed;
+pub mod segment;
+pub mod site;
+pub mod stored;
+pub mod tmpfs;
+pub mod version;
+
+pub use cli::{archive, drill, fetch, restore, seawall};
+pub use config::{Config, ConfigFile, Repository};
+pub use garage::Garage;
+pub use job::Job;
+pub use ledger::Ledger;
+pub use moment::Moment;
+pub use postgres::Cluster;
+pub use process::{Output, Run, Running, wait_until};
+pub use programs::Programs;
+pub use proxy::{Fault, FaultProxy};
+pub use scratch::Scratch;
+pub use seed::Seed;
+pub use segment::Segment;
+pub use site::Site;
+pub use stored::Stored;
+pub use tmpfs::Tmpfs;
+pub use version::PostgresVersion;

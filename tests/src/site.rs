@@ -1,0 +1,144 @@
+//! What most tests begin with: a cluster that archives, one local repository, a
+//! configuration; and calls of the programs as PostgreSQL would make them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{Call, archive, fetch, restore, seawall};
+use crate::postgres::{Builder, Cluster};
+use crate::process::Output;
+use crate::stored::Stored;
+use crate::version::PostgresVersion;
+use crate::{Config, ConfigFile, Repository, Scratch};
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A cluster called `main` that archives into a repository called `near`.
+#[derive(Debug)]
+pub struct Site {
+    /// The cluster; made, not started.
+    pub cluster: Cluster,
+    /// Its configuration.
+    pub config: Config,
+    /// What lies in the repository.
+    pub near: Stored,
+    // Last: it takes the files of all others away.
+    /// Where all of it lies.
+    pub scratch: Scratch,
+}
+
+impl Site {
+    /// A plain cluster of that major version. Nothing runs yet, `seawall init` has run.
+    #[track_caller]
+    pub fn of(major: u32) -> Self {
+        Self::with(Cluster::builder(PostgresVersion::find(major)))
+    }
+
+    /// A cluster of another making.
+    #[track_caller]
+    pub fn with(builder: Builder) -> Self {
+        Self::configured(builder, |file| file)
+    }
+
+    /// A cluster of another making, with more in the configuration file.
+    #[track_caller]
+    pub fn configured(builder: Builder, more: impl FnOnce(ConfigFile) -> ConfigFile) -> Self {
+        let scratch = Scratch::new();
+        let mut cluster = builder.create_in(&scratch, "main");
+        let root = scratch.directory("near");
+        let file = ConfigFile::new()
+            .cluster(&cluster)
+            .repository(Repository::local("near", &root));
+        let config = more(file).write(&scratch);
+        seawall(&config).arg("init").run().success();
+        cluster.archive_with(&config);
+        Self {
+            cluster,
+            config,
+            near: Stored::at(&root),
+            scratch,
+        }
+    }
+
+    /// The same, running.
+    #[track_caller]
+    pub fn start(mut self) -> Self {
+        self.cluster.start();
+        self
+    }
+
+    /// Where PostgreSQL keeps `name` in pg_wal.
+    pub fn wal(&self, name: &str) -> PathBuf {
+        self.cluster.data().join("pg_wal").join(name)
+    }
+
+    /// Archives a file of pg_wal, as the archive_command does.
+    #[track_caller]
+    pub fn push(&self, name: &str) -> Output {
+        self.pushing(name).run()
+    }
+
+    /// The same call, to be changed or started.
+    #[track_caller]
+    pub fn pushing(&self, name: &str) -> Call {
+        archive(&self.config)
+            .arg(format!("pg_wal/{name}"))
+            .with(|run| run.directory(self.cluster.data()))
+    }
+
+    /// Asks for a file, as the restore_command does: into `pg_wal/RECOVERYXLOG`.
+    #[track_caller]
+    pub fn fetch(&self, name: &str) -> Output {
+        self.fetching(name).run()
+    }
+
+    /// The same call, to be changed or started.
+    #[track_caller]
+    pub fn fetching(&self, name: &str) -> Call {
+        fetch(&self.config)
+            .args([name, "pg_wal/RECOVERYXLOG"])
+            .with(|run| run.directory(self.cluster.data()))
+    }
+
+    /// Where [`fetch`](Self::fetch) puts the file.
+    pub fn fetched(&self) -> PathBuf {
+        self.wal("RECOVERYXLOG")
+    }
+
+    /// `seawall VERB`, to be completed.
+    #[track_caller]
+    pub fn seawall(&self, verb: &str) -> Call {
+        seawall(&self.config).arg(verb)
+    }
+
+    /// Takes a full backup and returns its marker.
+    #[track_caller]
+    pub fn backup(&self) -> serde_json::Value {
+        let call = self.seawall("backup").arg("--json");
+        call.run().success().json()
+    }
+
+    /// `seawall-restore` into `to`, to be completed.
+    #[track_caller]
+    pub fn restoring(&self, to: &Path) -> Call {
+        restore(&self.config).arg("--to").arg(to)
+    }
+
+    /// A handle for what was restored into `to`; not started.
+    #[track_caller]
+    pub fn adopt(&self, name: &str, to: &Path) -> Cluster {
+        Cluster::adopt(self.cluster.version().clone(), &self.scratch, name, to)
+    }
+
+    /// Restores into `scratch`/`name`-data with these arguments and starts it.
+    #[track_caller]
+    pub fn restore_and_start(&self, name: &str, args: &[&str]) -> Cluster {
+        let to = self.scratch.join(format!("{name}-data"));
+        self.restoring(&to).args(args).run().success();
+        let mut restored = self.adopt(name, &to);
+        restored.start();
+        restored.wait_until_recovered(PATIENCE);
+        restored
+    }
+}

@@ -1,0 +1,227 @@
+//! `seawall check`: every planted illness is found, with what to do about it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use seawall_tests::cli::{drill, seawall};
+use seawall_tests::config::{Config, ConfigFile, Repository};
+use seawall_tests::postgres::Cluster;
+use seawall_tests::scratch::Scratch;
+use seawall_tests::version::PostgresVersion;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Site {
+    scratch: Scratch,
+    cluster: Cluster,
+    config: Config,
+}
+
+impl Site {
+    /// A cluster in good health: archiving, backed up, drilled.
+    fn healthy() -> Self {
+        let scratch = Scratch::new();
+        let mut cluster = Cluster::builder(PostgresVersion::find(15))
+            .fsync()
+            .create_in(&scratch, "main");
+        let near = Repository::local("near", &scratch.join("repository"));
+        let config = ConfigFile::new()
+            .cluster(&cluster)
+            .repository(near)
+            .write(&scratch);
+        cluster.archive_with(&config);
+        cluster.start();
+        seawall(&config).arg("init").run().success();
+        cluster.sql("CREATE TABLE t AS SELECT 1 AS x");
+        seawall(&config).arg("backup").run().success();
+        drill(&config).run().success();
+        Self {
+            scratch,
+            cluster,
+            config,
+        }
+    }
+
+    /// What the doctor finds wrong: subject, finding and advice of each problem or warning.
+    fn findings(&self, code: i32) -> String {
+        let output = seawall(&self.config)
+            .args(["check", "--json", "--timeout", "5s"])
+            .run();
+        let output = output.exits_with(code);
+        let checked = output.json();
+        assert_eq!(checked["passed"], code == 0);
+        let found = checked["findings"].as_array().unwrap();
+        let ill: Vec<String> = found
+            .iter()
+            .filter(|finding| finding["level"] != "ok")
+            .inspect(|finding| assert!(finding["advice"].is_string(), "no advice: {finding}"))
+            .map(|finding| finding.to_string())
+            .collect();
+        ill.join("\n")
+    }
+
+    fn segments(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        below(&self.scratch.join("repository"), &mut files);
+        files.retain(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            // 24 digits, a dash, the digest, .zst
+            path.to_string_lossy().contains("/wal/") && name.find('-') == Some(24)
+        });
+        files.sort();
+        files
+    }
+}
+
+fn below(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            below(&path, files)
+        } else {
+            files.push(path)
+        }
+    }
+}
+
+#[track_caller]
+fn says(findings: &str, words: &str) {
+    assert!(findings.contains(words), "{words:?} is not in:\n{findings}");
+}
+
+#[test]
+fn a_healthy_cluster_passes_and_its_segment_arrives() {
+    let site = Site::healthy();
+    assert_eq!(site.findings(0), "");
+    let text = seawall(&site.config).arg("check").run().success();
+    assert!(
+        text.stdout.contains("was switched and has arrived"),
+        "{}",
+        text.stdout
+    );
+}
+
+#[test]
+fn settings_that_endanger_the_data_are_named() {
+    let mut site = Site::healthy();
+    site.cluster.configure("archive_command", "true");
+    site.cluster.configure("full_page_writes", "off");
+    site.cluster.reload();
+    let found = site.findings(3);
+    says(&found, "archive_command is \\\"true\\\": it is not ours");
+    says(&found, "full_page_writes is off");
+    site.cluster.configure("archive_mode", "off");
+    site.cluster.restart();
+    says(&site.findings(3), "archive_mode is off");
+}
+
+#[test]
+fn archiving_that_fails_is_found_before_the_disk_is_full() {
+    let mut site = Site::healthy();
+    let wrong = format!("{} --config /nowhere seawall-archive", "false");
+    site.cluster.configure("archive_command", &wrong);
+    site.cluster.reload();
+    for _ in 0..10 {
+        site.cluster.sql("INSERT INTO t VALUES (2)");
+        site.cluster.switch_wal();
+    }
+    let failing = || site.cluster.archiver().0 > 0;
+    seawall_tests::process::wait_until("archiving fails", LIMIT, failing);
+    let found = site.findings(3);
+    says(&found, "archiving fails: ");
+    says(&found, "files wait to be archived");
+    says(&found, "did not arrive in the archive");
+}
+
+#[test]
+fn missing_privileges_are_named_with_the_statements_that_grant_them() {
+    let site = Site::healthy();
+    site.cluster.sql("CREATE ROLE weak LOGIN");
+    let near = Repository::local("near", &site.scratch.join("repository"));
+    let config = ConfigFile::new()
+        .cluster_as("main", &site.cluster, "weak")
+        .repository(near);
+    let config = config.write_to(&site.scratch.join("weak.toml"));
+    let output = seawall(&config)
+        .args(["check", "--timeout", "2s"])
+        .run()
+        .exits_with(3);
+    says(&output.stdout, "GRANT pg_monitor TO weak");
+    says(
+        &output.stdout,
+        "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO weak",
+    );
+}
+
+#[test]
+fn gaps_conflicts_and_damage_in_the_repository_are_found() {
+    let site = Site::healthy();
+    for _ in 0..4 {
+        site.cluster.sql("INSERT INTO t VALUES (3)");
+        site.cluster.archive_all(LIMIT);
+    }
+    let segments = site.segments();
+    let middle = &segments[segments.len() - 2];
+    let away = site.scratch.join("away");
+    std::fs::rename(middle, &away).unwrap();
+    says(&site.findings(3), "WAL is missing");
+    std::fs::rename(&away, middle).unwrap();
+    assert_eq!(site.findings(0), "");
+
+    // The same segment with another digest in its name: what two servers would leave.
+    let name = middle.file_name().unwrap().to_string_lossy().into_owned();
+    let other = format!("{}-{}.zst", &name[..24], "0".repeat(32));
+    std::fs::copy(middle, middle.with_file_name(&other)).unwrap();
+    says(&site.findings(3), "archived with different contents");
+    std::fs::remove_file(middle.with_file_name(other)).unwrap();
+
+    // A segment that the only backup needs.
+    let listed = seawall(&site.config).args(["list", "--json"]).run().json();
+    let needed = listed["repositories"][0]["systems"][0]["backups"][0]["wal"][0].clone();
+    let needed = segments
+        .iter()
+        .find(|path| path.to_string_lossy().contains(needed.as_str().unwrap()))
+        .unwrap();
+    std::fs::rename(needed, &away).unwrap();
+    says(&site.findings(3), "the WAL of the newest backup");
+    let listed = seawall(&site.config).arg("list").run().success();
+    assert!(listed.stdout.contains("WAL missing"), "{}", listed.stdout);
+}
+
+#[test]
+fn a_server_that_is_down_and_a_repository_that_is_away_are_two_findings() {
+    let mut site = Site::healthy();
+    site.cluster.stop(seawall_tests::postgres::Stop::Fast);
+    std::fs::rename(
+        site.scratch.join("repository"),
+        site.scratch.join("unmounted"),
+    )
+    .unwrap();
+    let found = site.findings(3);
+    says(&found, "\"subject\":\"server\"");
+    says(&found, "\"subject\":\"repository near\"");
+}
+
+#[test]
+fn a_cluster_without_backup_and_one_whose_drill_failed_are_told_so() {
+    let scratch = Scratch::new();
+    let mut cluster = Cluster::builder(PostgresVersion::find(15))
+        .fsync()
+        .create_in(&scratch, "main");
+    let near = Repository::local("near", &scratch.join("repository"));
+    let config = ConfigFile::new()
+        .cluster(&cluster)
+        .repository(near)
+        .extra("[objectives]\nrto = '1ms'\n")
+        .write(&scratch);
+    cluster.archive_with(&config);
+    cluster.start();
+    seawall(&config).arg("init").run().success();
+    let output = seawall(&config).arg("check").run().exits_with(3);
+    says(&output.stdout, "there is no finished backup");
+    seawall(&config).arg("backup").run().success();
+    drill(&config).run().exits_with(3);
+    let output = seawall(&config).arg("check").run().exits_with(3);
+    says(&output.stdout, "the last drill");
+    says(&output.stdout, "failed");
+}

@@ -1,0 +1,196 @@
+//! What the documents show is run here, as it is written there.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use seawall_tests::config::{ConfigFile, Repository};
+use seawall_tests::moment::Moment;
+use seawall_tests::postgres::Cluster;
+use seawall_tests::process::{Output, Run};
+use seawall_tests::programs::Programs;
+use seawall_tests::scratch::Scratch;
+use seawall_tests::version::PostgresVersion;
+
+/// The paths and the moment that the documents name.
+const PG_CTL: &str = "/usr/lib/postgresql/15/bin/pg_ctl";
+const DATA: &str = "/var/lib/postgresql/15/main";
+const LOG: &str = "/tmp/restored.log";
+const MOMENT: &str = "2026-11-20 11:09:00+00";
+
+fn document(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The fenced block between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+fn block(text: &str, name: &str) -> String {
+    let between = text
+        .split_once(&format!("<!-- {name}:begin -->"))
+        .and_then(|(_, rest)| rest.split_once(&format!("<!-- {name}:end -->")))
+        .unwrap_or_else(|| panic!("the document has no block {name}"))
+        .0;
+    let lines = between.trim().lines();
+    let fenced: Vec<&str> = lines.filter(|line| !line.starts_with("```")).collect();
+    fenced.join("\n")
+}
+
+/// A shell as a person on the database host has it.
+struct Person {
+    environment: Vec<(&'static str, String)>,
+    replaced: Vec<(&'static str, String)>,
+}
+
+impl Person {
+    fn types(&self, line: &str) -> Output {
+        let mut line = line.to_owned();
+        for (shown, here) in &self.replaced {
+            line = line.replace(shown, here);
+        }
+        let mut shell = Run::new("bash").args(["-euo", "pipefail", "-c", &line]);
+        for (name, value) in &self.environment {
+            shell = shell.env(name, value);
+        }
+        shell.run()
+    }
+}
+
+/// Ends what `pg_ctl start` started, also when the test fails.
+struct Stopped(PathBuf, PathBuf);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if self.1.join("postmaster.pid").exists() {
+            let data = self.1.to_string_lossy().into_owned();
+            Run::new(&self.0)
+                .args(["-D", &data, "-m", "immediate", "-w", "stop"])
+                .run();
+        }
+    }
+}
+
+#[test]
+fn the_session_of_the_readme_runs_as_it_is_written() {
+    let readme = document("README.md");
+    let scratch = Scratch::new();
+    let version = PostgresVersion::find(15);
+    let mut cluster = Cluster::builder(version.clone())
+        .fsync()
+        .create_in(&scratch, "main");
+    let near = Repository::local("near", &scratch.join("repository"));
+    let config = ConfigFile::new()
+        .cluster(&cluster)
+        .repository(near)
+        .write(&scratch);
+    // On a real host these stand in postgresql.conf; the harness gives them to postgres itself.
+    let sockets = cluster.socket_directory().display().to_string();
+    let port = cluster.port().to_string();
+    for (setting, value) in [
+        ("unix_socket_directories", &*sockets),
+        ("port", &port),
+        ("listen_addresses", ""),
+    ] {
+        cluster.configure(setting, value);
+    }
+    cluster.start();
+    let data = cluster.data().to_owned();
+    let pg_ctl = version.bin.join("pg_ctl");
+    let path = format!(
+        "{}:{}:{}",
+        Programs::get().directory().display(),
+        version.bin.display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut person = Person {
+        environment: vec![
+            ("PATH", path),
+            ("SEAWALL_CONFIG", config.path().display().to_string()),
+            ("PGHOST", cluster.socket_directory().display().to_string()),
+            ("PGPORT", cluster.port().to_string()),
+            ("PGDATABASE", "postgres".to_owned()),
+        ],
+        replaced: vec![
+            (PG_CTL, pg_ctl.display().to_string()),
+            (DATA, data.display().to_string()),
+            (LOG, scratch.join("restored.log").display().to_string()),
+        ],
+    };
+
+    for line in block(&readme, "before").lines() {
+        person.types(line).success();
+        if line.starts_with("seawall init") {
+            cluster.archive_with(&config);
+            cluster.restart();
+            cluster.sql("CREATE TABLE kept (x int); INSERT INTO kept VALUES (1)");
+        }
+    }
+    cluster.sql("INSERT INTO kept VALUES (2)");
+    let moment = Moment::now();
+    std::thread::sleep(Duration::from_millis(50));
+    cluster.sql("INSERT INTO kept VALUES (3)");
+    cluster.archive_all(Duration::from_secs(30));
+    cluster.destroy();
+
+    let _stopped = Stopped(pg_ctl, data);
+    person.replaced.push((MOMENT, moment.to_string()));
+    for line in block(&readme, "session").lines() {
+        person.types(line).success();
+    }
+    let rows = person.types("psql -Atc 'SELECT array_agg(x ORDER BY x) FROM kept'");
+    assert_eq!(rows.stdout.trim(), "{1,2}");
+}
+
+#[test]
+fn the_configuration_of_the_readme_is_taken() {
+    let text = block(&document("README.md"), "configuration");
+    let config = seawall::config::Config::parse(&text, "/etc/seawall/seawall.toml".into()).unwrap();
+    assert_eq!(config.repository[0].url, "s3://acme-backups/pg");
+    assert_eq!(config.cluster(None).unwrap().0, "main");
+}
+
+#[test]
+fn the_documented_role_is_enough_for_the_doctor_and_for_a_backup() {
+    let scratch = Scratch::new();
+    let mut cluster = Cluster::builder(PostgresVersion::find(15)).create_in(&scratch, "main");
+    let near = Repository::local("near", &scratch.join("repository"));
+    let config = ConfigFile::new()
+        .cluster_as("main", &cluster, "seawall")
+        .repository(near)
+        .write(&scratch);
+    cluster.start();
+    cluster.sql(&block(&document("docs/reference.md"), "role"));
+    seawall_tests::cli::seawall(&config)
+        .arg("init")
+        .run()
+        .success();
+    cluster.archive_with(&config);
+    cluster.restart();
+    seawall_tests::cli::seawall(&config)
+        .arg("backup")
+        .run()
+        .success();
+    let check = seawall_tests::cli::seawall(&config).arg("check").run();
+    assert!(
+        check.stdout.contains("the role may do what backups need"),
+        "{}",
+        check.stdout
+    );
+}
+
+#[test]
+fn the_documented_exit_codes_are_those_of_the_code() {
+    use seawall::error::Exit;
+    let table = block(&document("docs/reference.md"), "exit-codes");
+    let codes: Vec<u8> = table
+        .lines()
+        .filter_map(|line| line.split('|').nth(1)?.trim().parse().ok())
+        .collect();
+    let exits = [
+        Exit::Done,
+        Exit::Failed,
+        Exit::Usage,
+        Exit::Missed,
+        Exit::Refused,
+        Exit::Unreachable,
+    ];
+    assert_eq!(codes, exits.map(|exit| exit as u8));
+}

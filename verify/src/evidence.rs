@@ -1,0 +1,119 @@
+//! Evidence: every command that a drill ran, in order, with its time and exit status. The
+//! list is the runbook of the recovery, for a person to repeat.
+
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use seawall::error::{Error, Result};
+use serde::Serialize;
+
+/// One command, or one step that stands for a command.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// As a person would type it.
+    pub command: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// How long it took.
+    pub seconds: f64,
+    /// Its exit status; absent for what was ended by a signal.
+    pub exit: Option<i32>,
+}
+
+/// What a command printed.
+#[derive(Debug)]
+pub struct Ran {
+    /// Whether it exited with 0.
+    pub success: bool,
+    /// Standard output and standard error, the end of each.
+    pub text: String,
+}
+
+/// The steps so far.
+#[derive(Debug, Default)]
+pub struct Evidence(Mutex<Vec<Step>>);
+
+impl Evidence {
+    /// Records a step that was not a command of its own.
+    pub fn add(&self, command: String, started: (Timestamp, Instant), exit: i32) {
+        let seconds = round(started.1.elapsed().as_secs_f64());
+        self.push(Step {
+            command,
+            started: started.0,
+            seconds,
+            exit: Some(exit),
+        });
+    }
+
+    /// Runs a command to its end and records it. It is killed if this is given up.
+    pub async fn run(&self, program: &std::path::Path, arguments: &[&str]) -> Result<Ran> {
+        let words = std::iter::once(program.to_string_lossy())
+            .chain(arguments.iter().map(|word| quoted(word).into()));
+        let command = words.collect::<Vec<_>>().join(" ");
+        let started = (Timestamp::now(), Instant::now());
+        let output = tokio::process::Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(|error| Error::failed(format!("cannot run {command}")).because(error))?;
+        let seconds = round(started.1.elapsed().as_secs_f64());
+        self.push(Step {
+            command,
+            started: started.0,
+            seconds,
+            exit: output.status.code(),
+        });
+        let text = [output.stdout, output.stderr]
+            .iter()
+            .map(|text| tail(&String::from_utf8_lossy(text), 20))
+            .collect::<Vec<_>>()
+            .join("\n");
+        Ok(Ran {
+            success: output.status.success(),
+            text: text.trim().to_owned(),
+        })
+    }
+
+    /// The steps so far, in order.
+    pub fn steps(&self) -> Vec<Step> {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+    }
+
+    fn push(&self, step: Step) {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .push(step);
+    }
+}
+
+/// Milliseconds are enough.
+pub fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// The last `count` lines.
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// A word as a shell reads it.
+pub fn quoted(word: &str) -> String {
+    if word
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c))
+        && !word.is_empty()
+    {
+        word.to_owned()
+    } else {
+        seawall::postgres::recovery::shell_quote(word)
+    }
+}

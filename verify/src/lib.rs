@@ -1,0 +1,16 @@
+//! Drills: restore into a scratch instance, measure what was really reached, judge it, report.
+//!
+//! A drill uses the repository, its own configuration and nothing else: it never connects to
+//! the primary, never archives, never opens a port, and writes nothing outside its scratch
+//! directory but the report.
+
+pub mod checks;
+pub mod drill;
+pub mod evidence;
+pub mod instance;
+pub mod judge;
+pub mod programs;
+pub mod replay;
+pub mod report;
+pub mod scratch;
+pub mod text;

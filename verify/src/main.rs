@@ -1,0 +1,156 @@
+//! `seawall-drill`: restore into a scratch instance, measure, verify, report.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use jiff::Timestamp;
+use seawall::cli::drill::DrillArgs;
+use seawall::cli::{self, siblings, start_logging};
+use seawall::durable;
+use seawall::error::{Error, Exit, IoContext, Result};
+use seawall::privileges::{self, Account};
+use seawall::repository::Repository;
+use seawall_drill::drill::Drill;
+use seawall_drill::report::Report;
+use seawall_drill::scratch::{self, Scratch};
+use seawall_drill::text;
+
+fn main() -> ExitCode {
+    cli::main(|| {
+        let args = DrillArgs::parse();
+        start_logging(args.common.log_level);
+        run(&args).unwrap_or_else(|error| cli::report(&error))
+    })
+}
+
+fn run(args: &DrillArgs) -> Result<Exit> {
+    let failed_at = args.failed_at.unwrap_or_else(Timestamp::now);
+    let config = args.common.load()?;
+    let (cluster_name, cluster) = config.cluster(args.common.cluster.as_deref())?;
+    let wanted: Vec<String> = args.repository.clone().into_iter().collect();
+    let repository = config
+        .repositories(&wanted)?
+        .first()
+        .copied()
+        .ok_or_else(|| Error::usage("no repository is configured"))?;
+    let request = args.target.request(args.exclusive)?;
+    let fetch = siblings::path_of("seawall-fetch")?;
+    let account = if privileges::is_root() {
+        Some(Account::of_postgresql([cluster.data_directory.as_path()])?)
+    } else {
+        None
+    };
+    let parent = args
+        .scratch
+        .clone()
+        .or_else(|| config.drill.scratch.clone())
+        .unwrap_or_else(std::env::temp_dir);
+    let reports = args
+        .report
+        .as_deref()
+        .map(|path| prepare_reports(path, account.as_ref()))
+        .transpose()?;
+    // What only root could write there, the drill could neither fill nor remove.
+    if let Some(account) = &account {
+        account.become_it()?;
+    }
+    if let Some(reports) = &reports {
+        scratch::require_writable(reports, "choose another directory with --report")?;
+    }
+    scratch::require_writable(
+        &parent,
+        "choose another place with --scratch or drill.scratch",
+    )?;
+    // Dropped last, after the runtime with all its threads has ended.
+    let mut scratch = Scratch::new(&parent)?;
+    scratch::sweep_dead(&parent);
+    let exit = cli::run(async {
+        let repository = Repository::open(repository)?;
+        let drill = Drill {
+            config: &config,
+            cluster_name,
+            cluster,
+            repository: &repository,
+            request,
+            failed_at,
+            fetch,
+        };
+        let mut done = drill.run(&scratch, args.keep).await?;
+        let mut report = done.report;
+        if let (true, Some(instance)) = (args.keep, &mut done.instance) {
+            let pid = instance.keep();
+            let at = instance.client_arguments().join(" ");
+            scratch.keep();
+            report.teardown = format!(
+                "the instance runs on: psql {at} postgres; end it with kill -INT {pid}, then remove {}",
+                scratch.path().display()
+            );
+        } else {
+            drop(done.instance);
+            report.teardown = if scratch.remove() {
+                "the scratch instance is stopped and removed".to_owned()
+            } else {
+                let left = format!(
+                    "the scratch directory {} could not be removed",
+                    scratch.path().display()
+                );
+                report.passed = false;
+                report.reasons.push(left.clone());
+                left
+            };
+        }
+        // First: a report that cannot be written must not keep the result from the repository.
+        let stored = repository
+            .put_drill(cluster_name, &report.id, &report)
+            .await;
+        if let Err(error) = stored {
+            cli::say(&format!(
+                "warning: the result is not in the repository: {}",
+                error.one_line()
+            ));
+        }
+        publish(args, &report, reports.as_deref())?;
+        Ok(if report.passed {
+            Exit::Done
+        } else {
+            Exit::Missed
+        })
+    });
+    drop(scratch);
+    Ok(exit)
+}
+
+/// Makes the directory for the reports, as a directory of `account`.
+fn prepare_reports(path: &Path, account: Option<&Account>) -> Result<PathBuf> {
+    let path = std::path::absolute(path).on("find", path)?;
+    if !path.is_dir() {
+        std::fs::create_dir_all(&path).on("make", &path)?;
+        if let Some(account) = account {
+            account.own(&path)?;
+        }
+    }
+    Ok(path)
+}
+
+fn publish(args: &DrillArgs, report: &Report, directory: Option<&Path>) -> Result<()> {
+    use std::io::Write;
+    let json = serde_json::to_string_pretty(report)
+        .map_err(|error| Error::failed("cannot write JSON").because(error))?;
+    if let Some(directory) = directory {
+        for (name, content) in [
+            ("report.json", json.clone() + "\n"),
+            ("report.md", text::markdown(report)),
+        ] {
+            let path = directory.join(name);
+            durable::write_file(&path, content.as_bytes(), 0o640).on("write", &path)?;
+        }
+    }
+    let text = if args.json {
+        json
+    } else {
+        text::terminal(report)
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}

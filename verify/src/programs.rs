@@ -1,0 +1,69 @@
+//! PostgreSQL's own programs for the cluster's major version.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use seawall::error::{Error, Result};
+
+/// The directory of PostgreSQL's programs of one major version.
+#[derive(Debug, Clone)]
+pub struct Programs(PathBuf);
+
+impl Programs {
+    /// Finds them: the configured directory, Debian's and Red Hat's places, then `$PATH`.
+    ///
+    /// # Errors
+    /// None of that major version; the error names the package that has them.
+    pub fn find(major: u32, configured: Option<&Path>) -> Result<Self> {
+        let usual = [
+            PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
+            PathBuf::from(format!("/usr/pgsql-{major}/bin")),
+        ];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let candidates = match configured {
+            Some(directory) => vec![directory.to_owned()],
+            None => usual
+                .into_iter()
+                .chain(std::env::split_paths(&path))
+                .collect(),
+        };
+        candidates.into_iter().find(|directory| major_in(directory) == Some(major)).map(Self).ok_or_else(
+            || {
+                let error = Error::failed(format!("PostgreSQL {major} is not installed here"));
+                match configured {
+                    Some(directory) => error
+                        .at(directory.display())
+                        .hint("bin_directory of the cluster must hold postgres of that version"),
+                    None => error.hint(format!(
+                        "install the package postgresql-{major}, or set bin_directory for the cluster"
+                    )),
+                }
+            },
+        )
+    }
+
+    /// The program, if it is installed: server-only packages lack some.
+    pub fn get(&self, name: &str) -> Option<PathBuf> {
+        let path = self.0.join(name);
+        path.is_file().then_some(path)
+    }
+}
+
+/// The major version of `postgres` in that directory.
+fn major_in(directory: &Path) -> Option<u32> {
+    let program = directory.join("postgres");
+    if !program.is_file() {
+        return None;
+    }
+    let output = Command::new(program).arg("--version").output().ok()?;
+    // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
