@@ -37,6 +37,7 @@ pub mod seed;
 pub mod segment;
 pub mod site;
 pub mod stored;
+pub mod strace;
 pub mod tmpfs;
 pub mod version;
 
