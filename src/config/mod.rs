@@ -7,6 +7,7 @@
 
 mod duration;
 mod secret;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use serde::Deserialize;
 
 pub use duration::HumanDuration;
 pub use secret::SecretValue;
+pub use wal::{Acknowledge, ArchiveConfig, FetchConfig, SEGMENTS_AHEAD};
 
 use crate::error::{Error, Result};
 
@@ -29,6 +31,16 @@ pub struct Config {
     pub cluster: BTreeMap<String, ClusterConfig>,
     /// The repositories, in the order in which they are asked.
     pub repository: Vec<RepositoryConfig>,
+    /// How many of the repositories must hold a WAL file before PostgreSQL is told that it is
+    /// archived.
+    #[serde(default)]
+    pub archive_ack: Acknowledge,
+    /// How WAL is archived.
+    #[serde(default)]
+    pub archive: ArchiveConfig,
+    /// How WAL is fetched for recovery.
+    #[serde(default)]
+    pub fetch: FetchConfig,
     /// How objects are compressed.
     #[serde(default)]
     pub compression: Compression,
@@ -319,6 +331,11 @@ impl Config {
         if self.backup.jobs == 0 || self.restore.jobs == 0 {
             return wrong("jobs must be at least 1".into());
         }
+        self.archive_ack
+            .validate(self.repository.len())
+            .and_then(|()| self.archive.validate())
+            .and_then(|()| self.fetch.validate())
+            .or_else(wrong)?;
         for check in &self.drill.check {
             let given = [
                 check.equals.is_some(),

@@ -120,6 +120,8 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
                     line.end = Some((end, run.last_stored));
                 }
             }
+            // Stored ahead of what is missing: WAL ends here.
+            (Some(_), None) if held.ends_ahead_of(end) => {}
             (later, _) => {
                 line.broken = Some(Break::Gap {
                     missing: SegmentName::new(timeline, end, size),

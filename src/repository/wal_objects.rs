@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::keys::WalObject;
 use super::{System, codec};
+use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
@@ -60,11 +61,22 @@ impl TimelineWal {
         self.runs.get(at).filter(|run| run.first <= number)
     }
 
-    /// First and last number of the segments that are missing between two runs.
+    /// First and last number of the segments that are missing between two runs. What only
+    /// working ahead left out is no gap.
     pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
         self.runs
             .windows(2)
             .map(|pair| (pair[0].last + 1, pair[1].first - 1))
+            .filter(|(first, _)| !self.ends_ahead_of(*first))
+    }
+
+    /// Whether what is here behind the missing segment `number` may have been stored ahead of
+    /// it: an archiver that works ahead stores no segment more than [`SEGMENTS_AHEAD`] behind
+    /// the oldest that PostgreSQL was not told to be archived. So what is missing there was
+    /// never acknowledged.
+    pub fn ends_ahead_of(&self, number: u64) -> bool {
+        self.last()
+            .is_some_and(|last| last > number && last - number <= SEGMENTS_AHEAD)
     }
 
     /// The newest segment.
@@ -336,6 +348,18 @@ mod tests {
         assert_eq!(wal.run_with(2), None);
         assert_eq!(wal.run_with(13), None);
         assert_eq!(wal.last(), Some(12));
-        assert_eq!(wal.gaps().collect::<Vec<_>>(), [(6, 8), (11, 11)]);
+    }
+
+    #[test]
+    fn a_gap_is_what_working_ahead_cannot_explain() {
+        let gaps = |numbers: &[u64]| wal(numbers).gaps().collect::<Vec<_>>();
+        assert_eq!(
+            gaps(&[3, 4, 5, 9, 10, 12, 40]),
+            [(6, 8), (11, 11), (13, 39)]
+        );
+        // 16 behind the first that is missing, and no more.
+        assert_eq!(gaps(&[3, 5, 19, 20]), []);
+        assert_eq!(gaps(&[3, 5, 19, 21]), [(4, 4), (6, 18)]);
+        assert_eq!(gaps(&[3, 5, 7, 23]), [(4, 4), (6, 6), (8, 22)]);
     }
 }

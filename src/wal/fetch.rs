@@ -234,11 +234,20 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
         // What lies behind the fork is no evidence: it is not of the line.
         WalFileName::Segment(_) if request.place() != Place::Open => Ok(None),
         WalFileName::Segment(segment) => {
-            let found = system.segment_from(segment).await?;
-            Ok(found.map(|found| match found == segment {
-                true => Evidence::Itself,
-                false => Evidence::Later(format!("the later segment {found}")),
-            }))
+            let Some(found) = system.segment_from(segment).await? else {
+                return Ok(None);
+            };
+            if found == segment {
+                return Ok(Some(Evidence::Itself));
+            }
+            let (size, number) = (request.segment_size, segment.number(request.segment_size)?);
+            let wal = system.timeline_wal(segment.timeline, size, number).await?;
+            if wal.ends_ahead_of(number) {
+                tracing::info!("{segment} was never acknowledged: what follows was stored ahead");
+                return Ok(None);
+            }
+            let later = format!("the later segment {found}");
+            Ok(Some(Evidence::Later(later)))
         }
         // The first timeline has no history, and PostgreSQL asks for it all the same.
         WalFileName::History(TimelineId::FIRST) => Ok(None),
