@@ -153,12 +153,8 @@ impl Ahead {
                 "{segment} changed while it was read"
             )));
         }
-        let held = |name: &str| pushed.held_by.iter().any(|(held, _)| held == name);
-        let held_by = self
-            .engine
-            .places()
-            .filter(|(name, _)| held(name))
-            .collect();
+        let held = |name: &String| pushed.held_by.iter().any(|(held, _)| held == name);
+        let places = self.places.iter().filter(|(name, _)| held(name));
         let record = Record {
             whose: self.whose.clone(),
             file: before,

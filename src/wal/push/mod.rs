@@ -18,7 +18,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::config::{Compression, Config};
+use crate::config::{ArchiveConfig, Compression, Config};
 use crate::error::{Error, Exit, Result};
 use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
@@ -87,32 +87,38 @@ impl Engine {
                 Err(error) => unusable.push((repository.name.clone(), error)),
             }
         }
-        let needed = config.archive_ack.needed(config.repository.len());
-        let mut engine = Self::over(&repositories, cluster, control, config, needed);
+        let mut engine = Self::over(
+            &repositories,
+            cluster,
+            control,
+            config.compression,
+            &config.archive,
+        );
+        engine.needed = config.archive_ack.needed(config.repository.len());
         engine.unusable = unusable;
         engine.lagging = lagging;
         Ok(engine)
     }
 
-    /// An engine over repositories that are open, `needed` of which must hold each file.
+    /// An engine over repositories that are open, all of which must hold each file.
     pub fn over(
         repositories: &[Repository],
         cluster: &str,
         control: &ControlFile,
-        config: &Config,
-        needed: usize,
+        compression: Compression,
+        archive: &ArchiveConfig,
     ) -> Self {
-        let memory = config.archive.memory.as_u64().max(4 << 20);
+        let memory = archive.memory.as_u64().max(4 << 20);
         let target =
             |repository: &Repository| Target::new(repository.system(cluster, control.system_id));
         Self {
             targets: repositories.iter().map(target).collect(),
             unusable: Vec::new(),
             control: control.clone(),
-            compression: config.compression,
-            needed,
+            compression,
+            needed: repositories.len(),
             lagging: BTreeSet::new(),
-            jobs: Arc::new(Semaphore::new(config.archive.jobs)),
+            jobs: Arc::new(Semaphore::new(archive.jobs)),
             memory: Arc::new(Semaphore::new((memory / KIB) as usize)),
             memory_bytes: memory,
         }
