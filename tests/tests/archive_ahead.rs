@@ -12,7 +12,7 @@ use seawall_tests::{
 };
 
 /// No store answers: whatever needs one fails.
-const NOBODY: &str = "any=refused";
+const NOBODY: &str = "any=403";
 
 /// Small segments keep it quick.
 fn site() -> Site {
