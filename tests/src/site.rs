@@ -97,7 +97,7 @@ impl Site {
         let any = files.find(|file| file.file_name().len() == 24);
         let far = segment::number(name) + SEGMENTS_AHEAD + 1;
         let made = Segment::read(any.expect("pg_wal holds a segment").path()).numbered(far);
-        let path = self.scratch.file(&segment::name(far), made.0);
+        let path = self.scratch.file(segment::name(far), made.0);
         archive(&self.config).arg(path).run().success();
     }
 

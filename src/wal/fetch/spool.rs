@@ -116,10 +116,8 @@ impl Spool {
     pub fn has_room(&self, bytes: u64) -> bool {
         // pg_wal is there, the spool perhaps not yet.
         let pg_wal = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
-        nix::sys::statvfs::statvfs(pg_wal).is_ok_and(|disk| {
-            let block = u64::from(disk.fragment_size());
-            u64::from(disk.blocks_available()).saturating_mul(block) >= bytes
-        })
+        nix::sys::statvfs::statvfs(pg_wal)
+            .is_ok_and(|disk| disk.blocks_available().saturating_mul(disk.fragment_size()) >= bytes)
     }
 
     /// Makes an empty spool for a new worker, and its lock: whoever holds that file open is
