@@ -240,6 +240,7 @@ fn go_ahead(spool: &Spool, ahead: Ahead, delivered: WalFileName) -> Result<()> {
 /// What the worker does. Its exit code is 0 even if it fails: where the server is the first
 /// process of a container it inherits the worker, and takes another code for a crash of its own.
 fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8 {
+    close_inherited();
     let lock = std::io::stdin().as_fd().try_clone_to_owned();
     let lock = lock.map(std::fs::File::from).ok();
     let Some(lock) = lock.filter(|lock| Spool::makes_worker(destination, lock)) else {
@@ -268,6 +269,22 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
     // Nobody would read why; the next call asks for itself.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     0
+}
+
+/// Up to version 15 PostgreSQL's commands inherit its open files. Who keeps them for as long as
+/// a recovery takes keeps the space of every table that is dropped meanwhile.
+fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let numbers = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let inherited: Vec<i32> = numbers.filter(|number| *number > 2).collect();
+    // The directory that was read is among them, and closed already.
+    for number in inherited {
+        let _ = nix::unistd::close(number);
+    }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

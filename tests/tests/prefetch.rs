@@ -155,6 +155,45 @@ fn a_call_whose_worker_goes_on_does_not_keep_postgresqls_pipes() {
 }
 
 #[test]
+fn a_worker_keeps_no_file_open_that_postgresql_had_open() {
+    let archive = Archive::of(20);
+    let file = archive.site.scratch.file("dropped-table", "x");
+    // As PostgreSQL up to version 15 starts its commands.
+    let script = "exec 7<\"$0\" 8>&2; exec \"$@\"";
+    Run::new("/bin/bash")
+        .args(["-c", script])
+        .arg(&file)
+        .arg(seawall_tests::Programs::get().path("seawall-fetch"))
+        .arg("--config")
+        .arg(archive.site.config.path())
+        .args([&name(1), "pg_wal/RECOVERYXLOG"])
+        .directory(archive.site.cluster.data())
+        .run()
+        .success();
+    archive.prefetched.wait_for(&name(17));
+    let worker = archive.prefetched.workers()[0];
+    let open = std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap();
+    let open: Vec<_> = open
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .collect();
+    assert!(!open.contains(&file), "{open:?}");
+    assert!(open.iter().any(|path| path.ends_with("seawall/fetch/lock")));
+    let is_pipe = |path: &&std::path::PathBuf| path.to_string_lossy().starts_with("pipe:");
+    assert_eq!(open.iter().find(is_pipe), None);
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_takes_its_spool_with_it() {
+    let archive = Archive::of(40);
+    archive.fill_spool();
+    let worker = nix::unistd::Pid::from_raw(archive.prefetched.workers()[0] as i32);
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGTERM).unwrap();
+    archive.prefetched.wait_until_gone(Duration::from_secs(2));
+    archive.deliver(2);
+}
+
+#[test]
 fn what_was_tampered_with_in_the_spool_is_never_delivered() {
     let archive = Archive::of(20);
     archive.fill_spool();

@@ -37,7 +37,7 @@ const DIRECTORY: &str = "seawall/fetch";
 /// What is fetched right now ends so, and is locked by the worker.
 const PART: &str = "part";
 /// A part that does not grow for so long is not waited for.
-const STALLED: Duration = Duration::from_secs(5);
+const STALLED: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
 
 /// The spool of one data directory.
 #[derive(Debug, Clone)]
@@ -161,8 +161,9 @@ impl Spool {
         Self::beside(destination).is_locked_by(file)
     }
 
-    /// Removes the spool with all that is in it. Nobody sees a part of it meanwhile.
-    pub(super) fn discard(&self) -> Result<()> {
+    /// Removes the spool with all that is in it: for its worker, and where there is none.
+    /// Nobody sees a part of it meanwhile.
+    pub fn discard(&self) -> Result<()> {
         let ended = self.ended();
         let remove = || {
             ignore_absent(std::fs::remove_dir_all(&ended))?;
@@ -300,5 +301,179 @@ fn ignore_absent(done: std::io::Result<()>) -> std::io::Result<()> {
     match done {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::{SegmentSize, TimelineId};
+    use std::time::Instant;
+
+    const SYSTEM: SystemId = SystemId(77);
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(1 << 20).unwrap()
+    }
+
+    /// Segment 5 of timeline 2, as PostgreSQL 15 begins it.
+    fn plain() -> Vec<u8> {
+        let mut bytes = vec![7; 1 << 20];
+        bytes[0..2].copy_from_slice(&0xD110u16.to_le_bytes());
+        bytes[2..4].copy_from_slice(&3u16.to_le_bytes());
+        bytes[4..8].copy_from_slice(&2u32.to_le_bytes());
+        bytes[8..16].copy_from_slice(&(5u64 << 20).to_le_bytes());
+        bytes[24..32].copy_from_slice(&SYSTEM.0.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
+        bytes[36..40].copy_from_slice(&8192u32.to_le_bytes());
+        bytes
+    }
+
+    struct Case {
+        _directory: tempfile::TempDir,
+        destination: PathBuf,
+        spool: Spool,
+        segment: SegmentName,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let pg_wal = directory.path().join("pg_wal");
+            std::fs::create_dir(&pg_wal).unwrap();
+            let destination = pg_wal.join(RECOVERY_FILE);
+            let segment = SegmentName::new(TimelineId::new(2).unwrap(), 5, size());
+            let source = PlainDigest::of(b"source");
+            let spool = Spool::of(&Self::request(&destination, segment), source).unwrap();
+            Self {
+                _directory: directory,
+                destination,
+                spool,
+                segment,
+            }
+        }
+
+        fn request(destination: &Path, segment: SegmentName) -> Request<'_> {
+            Request {
+                name: WalFileName::Segment(segment),
+                segment_size: size(),
+                destination,
+                end_at_gap: false,
+                left: &[],
+                new_tablespaces: Default::default(),
+            }
+        }
+
+        fn take(&self) -> Result<bool> {
+            let request = Self::request(&self.destination, self.segment);
+            let taken = self.spool.take(&request, SYSTEM);
+            assert_eq!(self.destination.exists(), matches!(taken, Ok(true)));
+            taken
+        }
+
+        fn put(&self, path: &Path, content: &[u8]) -> File {
+            let mut file = File::create(path).unwrap();
+            file.write_all(content).unwrap();
+            file
+        }
+    }
+
+    #[test]
+    fn a_segment_is_taken_once_and_only_while_its_worker_lives() {
+        let case = Case::new();
+        assert!(!case.take().unwrap(), "there is no spool");
+        let lock = case.spool.begin().unwrap().unwrap();
+        assert!(case.spool.begin().unwrap().is_none(), "a second worker");
+        assert!(!case.take().unwrap(), "it is not there yet");
+        case.put(&case.spool.path_of(case.segment), &plain());
+        assert!(case.take().unwrap());
+        assert!(std::fs::read(&case.destination).unwrap() == plain());
+        std::fs::remove_file(&case.destination).unwrap();
+        assert!(!case.take().unwrap(), "it was taken");
+
+        case.put(&case.spool.path_of(case.segment), &plain());
+        drop(lock);
+        assert!(!case.take().unwrap(), "its worker is dead");
+        Spool::discard_orphaned(&case.destination).unwrap();
+        let pg_wal = case.destination.parent().unwrap();
+        assert_eq!(std::fs::read_dir(pg_wal).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_part_is_waited_for_while_it_grows_and_no_longer() {
+        let case = Case::new();
+        let _lock = case.spool.begin().unwrap().unwrap();
+        let (part, path) = (
+            case.spool.part_of(case.segment),
+            case.spool.path_of(case.segment),
+        );
+        let begin = || {
+            let file = case.put(&part, b"");
+            file.lock().unwrap();
+            file
+        };
+        // It comes in pieces, over longer than a part that stands still is waited for.
+        let mut file = begin();
+        let slow = std::thread::spawn({
+            let (part, path) = (part.clone(), path.clone());
+            move || {
+                for piece in plain().chunks(1 << 18) {
+                    std::thread::sleep(STALLED / 2);
+                    file.write_all(piece).unwrap();
+                }
+                durable::rename_without_sync(&part, &path).unwrap();
+            }
+        });
+        assert!(case.take().unwrap());
+        slow.join().unwrap();
+        std::fs::remove_file(&case.destination).unwrap();
+        // The worker gives it up.
+        let file = begin();
+        let failing = std::thread::spawn({
+            let part = part.clone();
+            move || {
+                std::thread::sleep(STALLED / 3);
+                std::fs::remove_file(&part).unwrap();
+                drop(file);
+            }
+        });
+        assert!(!case.take().unwrap());
+        failing.join().unwrap();
+        // It hangs.
+        let file = begin();
+        let started = Instant::now();
+        assert!(!case.take().unwrap());
+        assert!(started.elapsed() >= STALLED);
+        drop(file);
+    }
+
+    #[test]
+    fn another_source_sees_nothing_and_its_note_is_known_as_foreign() {
+        let case = Case::new();
+        let _lock = case.spool.begin().unwrap().unwrap();
+        case.put(&case.spool.path_of(case.segment), &plain());
+        let request = Case::request(&case.destination, case.segment);
+        let other = Spool::of(&request, PlainDigest::of(b"another")).unwrap();
+        assert!(!other.take(&request, SYSTEM).unwrap());
+        assert_eq!(case.spool.told(), None);
+        case.spool.tell(request.name).unwrap();
+        assert_eq!(case.spool.told().unwrap().1, Some(case.segment));
+        other.tell(request.name).unwrap();
+        assert_eq!(case.spool.told().unwrap().1, None);
+        assert_eq!(case.spool.waiting().unwrap(), [case.segment]);
+    }
+
+    #[test]
+    fn pg_rewind_and_histories_have_no_spool() {
+        let case = Case::new();
+        let source = PlainDigest::of(b"source");
+        let own_name = case.destination.with_file_name(case.segment.to_string());
+        let request = Case::request(&own_name, case.segment);
+        assert!(Spool::of(&request, source).is_none());
+        let history = Request {
+            name: "00000002.history".parse().unwrap(),
+            ..Case::request(&case.destination, case.segment)
+        };
+        assert!(Spool::of(&history, source).is_none());
     }
 }
