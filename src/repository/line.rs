@@ -211,7 +211,7 @@ mod tests {
                 (2, 8),
             ),
             (
-                archived(&[(1, &[(1, 5)]), (2, &[(5, 8)]), (3, &[(10, 12)])]),
+                archived(&[(1, &[(1, 5)]), (2, &[(5, 8)]), (3, &[(10, 26)])]),
                 (3, 9),
             ),
             (archived(&[(2, &[(5, 8)]), (3, &[(9, 12)])]), (1, 2)),
@@ -229,6 +229,24 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_only_working_ahead_left_behind_ends_the_line_and_more_than_that_breaks_it() {
+        let first = TimelineHistory::first();
+        for last in [7, 21, 22] {
+            let line = follow(&first, 3, SIZE, &archived(&[(1, &[(1, 5), (7, last)])]));
+            assert_eq!((line.end, line.broken), (Some((5, at(5))), None), "{last}");
+        }
+        let line = follow(&first, 3, SIZE, &archived(&[(1, &[(1, 5), (7, 23)])]));
+        assert!(matches!(line.broken, Some(Break::Gap { number: 6, .. })));
+        // Where nothing of the line is there at all.
+        let line = follow(&first, 3, SIZE, &archived(&[(1, &[(7, 19)])]));
+        assert_eq!((line.end, line.broken), (None, None));
+        // A timeline that was left lies wholly before what followed it.
+        let wal = archived(&[(1, &[(1, 2), (4, 5)]), (2, &[(5, 8)]), (3, &[(9, 12)])]);
+        let line = follow(&third(), 1, SIZE, &wal);
+        assert!(matches!(line.broken, Some(Break::Gap { number: 3, .. })));
     }
 
     #[test]

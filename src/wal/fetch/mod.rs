@@ -3,25 +3,26 @@
 //! [`fetch`] never guesses: *absent* means that every repository has answered, knows the
 //! cluster, and has neither the file nor anything that should come after it. Every doubt is
 //! an error.
+//!
+//! [`Spool`] and [`prefetch`] bring the segments that PostgreSQL will ask for next, so that a
+//! call need only rename one. What they do is never more than a head start: absence, gaps,
+//! conflicts and errors are known to [`fetch`] alone, which asks the repositories anew.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+mod delivery;
+mod prefetch;
+mod spool;
 
-use crate::digest::PlainHasher;
-use crate::durable;
-use crate::error::{Error, Exit, IoContext, Result};
-use crate::postgres::wal_records;
-use crate::postgres::{FormatError, Lsn, SegmentSize, TimelineId, WalFileName};
+use std::path::Path;
+
+use crate::error::{Error, Exit, Result};
+use crate::postgres::{FormatError, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::repository::System;
-use crate::repository::bridge::ObjectReader;
-use crate::repository::codec;
-use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
 
-/// `.history` and `.backup` files are small texts.
-const LARGEST_TEXT: u64 = 1 << 20;
+use delivery::deliver;
+
+pub use prefetch::{Ahead, prefetch};
+pub use spool::Spool;
 
 /// The answer to PostgreSQL's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,20 +114,21 @@ enum Place {
 
 impl Request<'_> {
     fn place(&self) -> Place {
-        let WalFileName::Segment(segment) = self.name else {
-            return Place::Open;
-        };
-        let left = self
-            .left
-            .iter()
-            .find(|left| left.timeline == segment.timeline);
-        match (left, segment.start(self.segment_size)) {
-            (Some(left), Ok(start)) if start >= left.at => Place::Behind,
-            (Some(left), Ok(start)) if left.at.since(start) < self.segment_size.bytes() => {
-                Place::Holds(left.at)
-            }
-            (Some(_), Ok(_)) => Place::Within,
+        match self.name {
+            WalFileName::Segment(segment) => Place::of(segment, self.segment_size, self.left),
             _ => Place::Open,
+        }
+    }
+}
+
+impl Place {
+    fn of(segment: SegmentName, size: SegmentSize, left: &[Left]) -> Self {
+        let left = left.iter().find(|left| left.timeline == segment.timeline);
+        match (left, segment.start(size)) {
+            (Some(left), Ok(start)) if start >= left.at => Self::Behind,
+            (Some(left), Ok(start)) if left.at.since(start) < size.bytes() => Self::Holds(left.at),
+            (Some(_), Ok(_)) => Self::Within,
+            _ => Self::Open,
         }
     }
 }
@@ -267,149 +269,6 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
             }))
         }
     }
-}
-
-async fn deliver(system: &System, object: WalObject, request: Request<'_>) -> Result<()> {
-    let key = system.keys().wal_object(object);
-    let place = format!("{key} of {}", system.place());
-    if object.encrypted {
-        return Err(Error::failed(format!("{} is encrypted", object.name))
-            .at(place)
-            .hint("this version cannot open it; install a newer Seawall"));
-    }
-    let stream = system.store().get_stream(&key).await?.ok_or_else(|| {
-        Error::failed(format!("{} was listed and is gone", object.name)).at(&place)
-    })?;
-    let reader = ObjectReader::new(stream);
-    let temporary = durable::temporary_beside(request.destination);
-    let destination = request.destination.to_owned();
-    let (on_line, size) = (request.place(), request.segment_size);
-    let guard = TablespaceGuard::of(request);
-    let expected = match object.name {
-        WalFileName::Segment(_) | WalFileName::Partial(_) => {
-            (request.segment_size.bytes(), request.segment_size.bytes())
-        }
-        _ => (1, LARGEST_TEXT),
-    };
-    tokio::task::spawn_blocking(move || {
-        let written = write_verified(reader, object, expected, &temporary);
-        let guarded = written.and_then(|()| guard.check(&temporary, object.name));
-        let cut = guarded.and_then(|()| match on_line {
-            Place::Holds(end) => zero_from(&temporary, end.offset(size), size.bytes()),
-            _ => Ok(()),
-        });
-        let result = cut.and_then(|()| {
-            durable::rename_without_sync(&temporary, &destination).on("rename to", &destination)
-        });
-        if result.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        result
-    })
-    .await
-    .map_err(|error| Error::failed("fetching died").because(error))?
-    .map_err(|error| match error.exit() {
-        Exit::Failed if error.advice().is_none() => error.at(place),
-        _ => error,
-    })
-}
-
-/// Keeps replay from writing into a tablespace that is somebody's.
-struct TablespaceGuard {
-    rule: NewTablespaces,
-    /// `pg_tblspc` of the recovering cluster.
-    links: PathBuf,
-}
-
-impl TablespaceGuard {
-    fn of(request: Request<'_>) -> Self {
-        let data_directory = request.destination.parent().and_then(Path::parent);
-        let links = data_directory.unwrap_or(Path::new("/")).join("pg_tblspc");
-        Self {
-            rule: request.new_tablespaces,
-            links,
-        }
-    }
-
-    fn check(&self, segment: &Path, name: WalFileName) -> Result<()> {
-        if self.rule == NewTablespaces::Allow || !matches!(name, WalFileName::Segment(_)) {
-            return Ok(());
-        }
-        let file = std::fs::File::open(segment).on("open", segment)?;
-        let created = wal_records::created_tablespaces(std::io::BufReader::new(file))
-            .on("read the records of", segment)??;
-        for tablespace in created {
-            let Some(path) = &tablespace.path else {
-                return Err(refused(name, "at a place that is not known here"));
-            };
-            // A link that is there was made by the restore, or by an earlier replay.
-            let ours = self.links.join(tablespace.oid.to_string()).is_symlink();
-            let unused = std::fs::read_dir(path).map_or(!path.exists(), |mut e| e.next().is_none());
-            if !ours && (self.rule == NewTablespaces::Refuse || !unused) {
-                return Err(refused(name, &format!("at {}", path.display())));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn refused(name: WalFileName, place: &str) -> Error {
-    Error::failed(format!("{name} creates a tablespace {place}, outside this recovery's directories"))
-        .hint("it was created after the base backup: take a new backup, which knows it and can put it elsewhere")
-}
-
-/// Replaces what is not of the line by zeros, which replay takes for the end of the WAL: what a
-/// successor begins with is such a copy.
-fn zero_from(file: &Path, offset: u64, size: u64) -> Result<()> {
-    let cut = || {
-        let file = OpenOptions::new().write(true).open(file)?;
-        file.set_len(offset)?;
-        file.set_len(size)
-    };
-    cut().on("cut", file)
-}
-
-/// Opens the object into `temporary` and checks what arrived: its digest and its length.
-fn write_verified(
-    reader: ObjectReader,
-    object: WalObject,
-    (shortest, longest): (u64, u64),
-    temporary: &Path,
-) -> Result<()> {
-    let damaged =
-        |why: String| Error::failed(format!("the archived {} is damaged: {why}", object.name));
-    let mut plain = codec::stream_decoder(reader)
-        .map_err(|error| damaged(error.to_string()))?
-        .take(longest.saturating_add(1));
-    // A leftover of a killed run is overwritten.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(temporary)
-        .on("create", temporary)?;
-    let mut hasher = PlainHasher::default();
-    let mut size = 0;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let count = match plain.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) => return Err(damaged(error.to_string()).because(error)),
-        };
-        hasher.update(&buffer[..count]);
-        size += count as u64;
-        file.write_all(&buffer[..count]).on("write", temporary)?;
-    }
-    let digest = hasher.finish();
-    if digest != object.digest {
-        return Err(damaged(format!("its content has the digest {digest}")));
-    }
-    if !(shortest..=longest).contains(&size) {
-        return Err(damaged(format!("it holds {size} bytes")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
