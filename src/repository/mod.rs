@@ -17,6 +17,7 @@ pub mod marker;
 pub mod pack;
 pub mod plan;
 pub mod points;
+pub mod scan;
 mod system;
 pub mod wal_objects;
 

@@ -30,6 +30,19 @@ pub enum Held {
     Conflict(Vec<PlainDigest>),
 }
 
+impl Held {
+    /// What the objects of one file come to; in the order of their keys.
+    fn of(objects: Vec<(WalObject, ObjectInfo)>) -> Self {
+        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
+        digests.dedup();
+        match (digests.len(), objects.into_iter().next()) {
+            (1, Some((object, info))) => Self::One(object, info),
+            (0, _) | (_, None) => Self::Absent,
+            _ => Self::Conflict(digests),
+        }
+    }
+}
+
 /// Consecutive segments of one timeline, all present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SegmentRun {
@@ -106,14 +119,36 @@ impl TimelineWal {
 impl System {
     /// What is held for `name`.
     pub async fn held(&self, name: WalFileName) -> Result<Held> {
-        let objects = self.objects_of(name).await?;
-        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
-        digests.dedup();
-        Ok(match (digests.len(), objects.into_iter().next()) {
-            (1, Some((object, info))) => Held::One(object, info),
-            (0, _) | (_, None) => Held::Absent,
-            _ => Held::Conflict(digests),
-        })
+        Ok(Held::of(self.objects_of(name).await?))
+    }
+
+    /// What is held for each segment from `first` to `last`, which lie in one log of one
+    /// timeline, in their order: one listing.
+    pub async fn held_in_log(
+        &self,
+        first: SegmentName,
+        last: SegmentName,
+    ) -> Result<Vec<(SegmentName, Held)>> {
+        let after = self.keys().before_wal_objects(WalFileName::Segment(first));
+        let listed = self
+            .store()
+            .list(&self.keys().log(first), Some(&after))
+            .await?;
+        let mut objects: BTreeMap<u32, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
+        for info in listed {
+            if let Some(object) = WalObject::of_key(&info.key)
+                && let WalFileName::Segment(name) = object.name
+            {
+                objects.entry(name.low).or_default().push((object, info));
+            }
+        }
+        let numbers = first.low..=last.low;
+        Ok(numbers
+            .map(|low| {
+                let held = Held::of(objects.remove(&low).unwrap_or_default());
+                (SegmentName { low, ..first }, held)
+            })
+            .collect())
     }
 
     /// All objects of `name`, in the order of their keys: one listing.
