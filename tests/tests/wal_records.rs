@@ -234,6 +234,7 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
 
 fn finds_what_pg_waldump_and_sql_say(major: u32, logical: bool) {
     let scratch = Scratch::new();
+    let before = Moment::now();
     let builder = Cluster::builder(PostgresVersion::find(major))
         .segment_size(1)
         .config("max_prepared_transactions", "5")
@@ -242,7 +243,6 @@ fn finds_what_pg_waldump_and_sql_say(major: u32, logical: bool) {
         // With it, prepared transactions are known by name in their commits, too.
         .config("wal_level", if logical { "logical" } else { "replica" });
     let mut cluster = builder.create_in(&scratch, "main");
-    let before = Moment::now();
     cluster.start();
     let lived = live(&cluster);
     let after = Moment::now();
