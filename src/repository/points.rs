@@ -1,5 +1,5 @@
-//! Restore points that were made through Seawall, with their LSN, so that a target by name
-//! finds its backup without reading WAL.
+//! Recorded restore points, with their LSN, so that a target by name finds its backup without
+//! reading WAL: those made through Seawall, and those that were found in archived WAL.
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -41,6 +41,11 @@ impl RestorePoint {
         }
     }
 
+    /// Which restore point it is, in the order of the WAL.
+    pub fn place(&self) -> (Lsn, TimelineId, &str) {
+        (self.lsn, self.timeline, &self.name)
+    }
+
     /// PostgreSQL takes names of up to 63 bytes (PostgreSQL 18, xlogfuncs.c:
     /// `MAXFNAMELEN - 1`); we refuse what would not survive a key or a settings file.
     pub fn check_name(name: &str) -> Result<()> {
@@ -74,16 +79,52 @@ impl System {
         Ok(self.store().put(&key, to_json(point)?).await?)
     }
 
-    /// All recorded restore points, by position.
-    pub async fn points(&self) -> Result<Vec<RestorePoint>> {
+    /// All recorded restore points, by position, each once; and the keys of the records that
+    /// cannot be used, each with what is wrong with it.
+    pub async fn points(&self) -> Result<(Vec<RestorePoint>, Vec<(String, Error)>)> {
         let objects = self.store().list(&self.keys().points(), None).await?;
-        let mut points: Vec<RestorePoint> = futures::stream::iter(objects)
-            .map(|info| async move { self.repository().read_json::<RestorePoint>(&info.key).await })
+        let read: Vec<(String, Option<Result<RestorePoint>>)> = futures::stream::iter(objects)
+            .map(|info| async move {
+                let point = self.repository().try_read_json(&info.key).await?;
+                Ok::<_, Error>((info.key, point))
+            })
             .buffered(8)
-            .try_filter_map(|point| async move { Ok(point) })
             .try_collect()
             .await?;
-        points.sort_by_key(|point| (point.lsn, point.timeline));
-        Ok(points)
+        let mut points: Vec<RestorePoint> = Vec::new();
+        let mut unreadable = Vec::new();
+        for (key, point) in read {
+            match point {
+                Some(Ok(point)) if point.format > FORMAT => {
+                    let error = self.repository().too_new(&key, point.format);
+                    unreadable.push((key, error));
+                }
+                Some(Ok(point)) => points.push(point),
+                Some(Err(error)) => unreadable.push((key, error)),
+                None => {}
+            }
+        }
+        // Two who found the same point in the WAL may both have recorded it.
+        points.sort_by(|a, b| a.place().cmp(&b.place()));
+        points.dedup_by(|a, b| a.place() == b.place());
+        Ok((points, unreadable))
+    }
+
+    /// Records what was found in WAL and is not among the `known` yet, so that it need not be
+    /// looked for again. Whoever may not write there does without.
+    pub async fn remember_points(&self, found: &[RestorePoint], known: &[RestorePoint]) {
+        for point in found {
+            if known.iter().any(|other| other.place() == point.place()) {
+                continue;
+            }
+            if let Err(error) = self.put_point(point).await {
+                tracing::info!(
+                    "the restore point {:?} is not recorded: {}",
+                    point.name,
+                    error.one_line()
+                );
+                return;
+            }
+        }
     }
 }
