@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::System;
 use super::keys::BackupId;
-use super::line::{self, Archived};
+use super::line::{self, Archived, Line};
 use super::marker::Marker;
 use super::points::RestorePoint;
 use super::system::SystemRecord;
@@ -167,6 +167,11 @@ impl Catalogue {
 
     /// What one can recover to from `backup`. `None`: not even to its own end.
     pub fn reach(&self, backup: &Marker, archived: &Archived) -> Option<Reach> {
+        Some(self.line_of(backup, archived)?.0)
+    }
+
+    /// The same, with the line of WAL behind the backup's start.
+    pub(super) fn line_of(&self, backup: &Marker, archived: &Archived) -> Option<(Reach, Line)> {
         let size = self.record.segment_size;
         let history = self
             .histories
@@ -174,12 +179,14 @@ impl Catalogue {
             .rev()
             .find(|history| history.contains(backup.timeline, backup.stop_lsn))?;
         let start = backup.start_lsn.segment(size);
-        let (last, end_stored) = line::follow(history, start, size, archived).end?;
+        let line = line::follow(history, start, size, archived);
+        let (last, end_stored) = line.end?;
         let end = size.start_of(last + 1);
-        (end >= backup.stop_lsn).then_some(Reach {
+        let reach = Reach {
             timeline: history.timeline,
             end,
             end_stored,
-        })
+        };
+        (end >= backup.stop_lsn).then_some((reach, line))
     }
 }

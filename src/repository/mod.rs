@@ -20,6 +20,7 @@ pub mod points;
 pub mod scan;
 mod system;
 pub mod wal_objects;
+pub mod windows;
 
 use std::time::Duration;
 

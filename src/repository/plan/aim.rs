@@ -22,7 +22,10 @@ pub(super) enum Bound {
     /// The end of a restore point's record.
     Point(Lsn),
     /// The record that ends the transaction.
-    Transaction { start: Lsn, end: Lsn },
+    Transaction {
+        start: Lsn,
+        end: Lsn,
+    },
     Time(Timestamp),
     /// A transaction whose end could not be looked for.
     Xid(u64),

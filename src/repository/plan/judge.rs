@@ -14,7 +14,12 @@ use crate::repository::marker::Marker;
 impl Planner<'_> {
     /// Judges whether the line reaches the target, as far as listings can tell. Returns the
     /// line's last segment.
-    pub(super) fn judge(&mut self, backup: &Marker, bound: Bound, line: &Line) -> Result<(u64, Timestamp)> {
+    pub(super) fn judge(
+        &mut self,
+        backup: &Marker,
+        bound: Bound,
+        line: &Line,
+    ) -> Result<(u64, Timestamp)> {
         let size = self.size();
         let needed = bound.needs(backup, size);
         if let Some(broken) = &line.broken {
@@ -108,7 +113,8 @@ impl Planner<'_> {
     fn is_harmless(&mut self, bound: Bound, broken: &Break) -> bool {
         let what = describe(broken);
         let maybe = match (&self.request.target, bound, broken) {
-            (RecoveryTarget::Immediate, ..) | (_, Bound::Lsn(_) | Bound::Point(_) | Bound::Transaction { .. }, _) => {
+            (RecoveryTarget::Immediate, ..)
+            | (_, Bound::Lsn(_) | Bound::Point(_) | Bound::Transaction { .. }, _) => {
                 return true;
             }
             (.., Break::Gap { .. }) if self.request.end_at_gap => {

@@ -63,12 +63,15 @@ impl Planner<'_> {
             .map(|point| format!("--timeline {}", point.timeline))
             .collect();
         let hint = if elsewhere.is_empty() {
-            let mut known: Vec<String> =
-                all.iter().map(|point| format!("{:?}", point.name)).collect();
+            let mut known: Vec<String> = all
+                .iter()
+                .map(|point| format!("{:?}", point.name))
+                .collect();
             known.sort();
             known.dedup();
             match known.is_empty() {
-                true => "none is recorded; `seawall list --scan` looks for all that there are".to_owned(),
+                true => "none is recorded; `seawall list --scan` looks for all that there are"
+                    .to_owned(),
                 false => format!(
                     "recorded are {}; `seawall list --scan` looks for all that there are",
                     known.join(", ")

@@ -116,7 +116,9 @@ impl<'a> Planner<'a> {
     /// How far archived WAL reaches from any of `backups`.
     pub(super) async fn reached_by(&self, backups: &[&'a Marker]) -> Lsn {
         let parts = self.parts(backups).await.unwrap_or_default();
-        let last = parts.iter().filter_map(|part| part.segments.backwards().next());
+        let last = parts
+            .iter()
+            .filter_map(|part| part.segments.backwards().next());
         let ends = last.filter_map(|name| name.start(self.size()).ok());
         let ends = ends.map(|start| Lsn(start.0 + self.size().bytes()));
         ends.max().unwrap_or_default()
@@ -137,8 +139,12 @@ impl<'a> Planner<'a> {
             let start = backup.start_lsn.segment(size);
             let line = line::follow(self.history, start, size, &archived);
             let last = end.map_or(u64::MAX, |end| end.previous_segment(size));
-            let stretches = line.segments.into_iter().filter(|(_, first, _)| *first <= last);
-            let stretches = stretches.map(|(timeline, first, end)| (timeline, first, end.min(last)));
+            let stretches = line
+                .segments
+                .into_iter()
+                .filter(|(_, first, _)| *first <= last);
+            let stretches =
+                stretches.map(|(timeline, first, end)| (timeline, first, end.min(last)));
             Part {
                 backup,
                 segments: Segments::new(stretches.collect(), size),
