@@ -162,7 +162,7 @@ impl<'a> Planner<'a> {
         let xid = nearest_epoch(xid, known);
         let starts = match chosen {
             Some(chosen) => vec![chosen],
-            None => self.from_newest_before(xid),
+            None => self.newest_before_and_later(xid),
         };
         let Some(first) = starts.first() else {
             return Err(self.nothing_reaches(Bound::None));
@@ -195,7 +195,7 @@ impl<'a> Planner<'a> {
 
     /// The backups from the newest on that ended before the transaction began: its end lies
     /// behind that one's. All of them where there is none.
-    fn from_newest_before(&self, xid: u64) -> Vec<&'a Marker> {
+    fn newest_before_and_later(&self, xid: u64) -> Vec<&'a Marker> {
         let mut backups: Vec<&Marker> = self.on_line().collect();
         backups.sort_by_key(|backup| (backup.start_lsn, backup.stop_lsn));
         let last = backups.iter().rposition(|backup| backup.next_xid <= xid);
