@@ -57,6 +57,13 @@ async fn contents(system: &System, subject: &str, findings: &mut Findings) -> Re
     let size = catalogue.record.segment_size;
     let mut gaps = Vec::new();
     let mut conflicts = Vec::new();
+    for object in &catalogue.unreadable {
+        findings.problem(
+            subject,
+            object.why.clone(),
+            object.hint.clone().unwrap_or_default(),
+        );
+    }
     for (timeline, wal) in &archived {
         let name = |number| SegmentName::new(*timeline, number, size);
         gaps.extend(

@@ -30,6 +30,19 @@ pub enum Held {
     Conflict(Vec<PlainDigest>),
 }
 
+impl Held {
+    /// What the objects of one file come to; in the order of their keys.
+    fn of(objects: Vec<(WalObject, ObjectInfo)>) -> Self {
+        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
+        digests.dedup();
+        match (digests.len(), objects.into_iter().next()) {
+            (1, Some((object, info))) => Self::One(object, info),
+            (0, _) | (_, None) => Self::Absent,
+            _ => Self::Conflict(digests),
+        }
+    }
+}
+
 /// Consecutive segments of one timeline, all present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SegmentRun {
@@ -106,7 +119,7 @@ impl TimelineWal {
 impl System {
     /// What is held for `name`.
     pub async fn held(&self, name: WalFileName) -> Result<Held> {
-        Ok(held_among(&self.objects_of(name).await?, name))
+        Ok(Held::of(self.objects_of(name).await?))
     }
 
     /// The objects of `segment` and of all that follow in the same log, by one listing.
@@ -119,6 +132,28 @@ impl System {
         Ok(found
             .into_iter()
             .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .collect())
+    }
+
+    /// What is held for each segment from `first` to `last`, which lie in one log of one
+    /// timeline, in their order: one listing.
+    pub async fn held_in_log(
+        &self,
+        first: SegmentName,
+        last: SegmentName,
+    ) -> Result<Vec<(SegmentName, Held)>> {
+        let mut objects: BTreeMap<u32, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
+        for (object, info) in self.objects_from(first).await? {
+            if let WalFileName::Segment(name) = object.name {
+                objects.entry(name.low).or_default().push((object, info));
+            }
+        }
+        let numbers = first.low..=last.low;
+        Ok(numbers
+            .map(|low| {
+                let held = Held::of(objects.remove(&low).unwrap_or_default());
+                (SegmentName { low, ..first }, held)
+            })
             .collect())
     }
 
@@ -346,18 +381,6 @@ impl System {
         Error::refused(format!("{name} is archived with different contents: {}", digests.join(" and ")))
             .at(self.place())
             .hint("two servers archive under one name and system identifier; find out which branch is the right one before anything is restored")
-    }
-}
-
-/// What a listing in the order of keys holds for `name`.
-pub fn held_among(objects: &[(WalObject, ObjectInfo)], name: WalFileName) -> Held {
-    let ours = objects.iter().filter(|(object, _)| object.name == name);
-    let mut digests: Vec<PlainDigest> = ours.clone().map(|(object, _)| object.digest).collect();
-    digests.dedup();
-    match (digests.len(), ours.clone().next()) {
-        (1, Some((object, info))) => Held::One(*object, info.clone()),
-        (0, _) | (_, None) => Held::Absent,
-        _ => Held::Conflict(digests),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::postgres::{SegmentName, WalFileName};
 use crate::repository::System;
 use crate::repository::bridge::ObjectWriter;
 use crate::repository::keys::WalObject;
-use crate::repository::wal_objects::{Held, held_among};
+use crate::repository::wal_objects::Held;
 use crate::storage::ObjectInfo;
 
 /// One repository that files are pushed into.
@@ -137,7 +137,8 @@ impl Target {
             Some(listing) if listing.began >= since && listing.covers(segment) => listing,
             _ => self.list(segment).await?,
         };
-        let held = held_among(&listing.objects, name);
+        let ours = listing.objects.iter().filter(|(o, _)| o.name == name);
+        let held = Held::of(ours.cloned().collect());
         *newest = Some(listing);
         Ok(held)
     }
