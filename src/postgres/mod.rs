@@ -15,6 +15,7 @@ pub mod recovery;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod wal_chain;
 pub mod wal_file;
 pub mod wal_page;
 pub mod wal_records;
