@@ -4,5 +4,8 @@
 
 pub mod backlog;
 pub mod fetch;
+pub mod object;
 pub mod push;
+pub mod resolve;
+pub mod verify;
 pub mod wait;
