@@ -47,7 +47,7 @@ pub struct VerifyArgs {
 }
 
 /// The report, and what `--resume` keeps.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Report {
     format: u32,
     cluster: String,
@@ -101,54 +101,41 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
     };
     Ok(super::run(async {
         let bar = Bar::new("verifying", None);
-        let mut interrupted = Interrupted {
-            resume: args.resume.as_deref(),
+        let mut run = Run {
+            report,
+            file: args.resume.as_deref(),
             at: None,
         };
         for repository in Repository::open_all(&config, &args.repository)? {
             repository.record().await?;
             for (system, record) in repository.systems(cluster).await? {
-                let at = report.place_of(repository.name(), system.id());
-                let progress = report.systems[at].progress.clone();
+                let at = run.report.place_of(repository.name(), system.id());
+                let progress = run.report.systems[at].progress.clone();
                 if progress.complete {
                     continue;
                 }
                 let mut saved = Instant::now();
-                let before = progress.stored_bytes;
-                let done = verify(&system, record.segment_size, scope, progress, |progress| {
-                    bar.add((progress.stored_bytes - before).saturating_sub(bar.bytes()));
-                    interrupted.at = progress.next;
-                    if let Some(file) = interrupted.resume
-                        && (progress.complete || saved.elapsed() >= SAVE_EVERY)
-                    {
-                        report.systems[at].progress = progress.clone();
-                        report.write(file)?;
+                let mut seen = progress.stored_bytes;
+                verify(&system, record.segment_size, scope, progress, |progress| {
+                    bar.add(progress.stored_bytes - seen);
+                    seen = progress.stored_bytes;
+                    run.at = progress.next;
+                    run.report.systems[at].progress = progress.clone();
+                    if saved.elapsed() >= SAVE_EVERY {
                         saved = Instant::now();
+                        run.save()?;
                     }
                     Ok(())
                 })
                 .await?;
-                report.systems[at].progress = done;
             }
         }
         bar.clear();
-        interrupted.at = None;
-        report.passed = report
-            .systems
-            .iter()
-            .all(|s| s.progress.findings.is_empty());
+        let report = run.finish()?;
         if args.json {
             print_json(&report)?;
         } else {
             report.show();
-        }
-        if let Some(file) = &args.resume {
-            match std::fs::remove_file(file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).on("remove", file);
-                }
-                _ => {}
-            }
         }
         Ok(if report.passed {
             Exit::Done
@@ -156,6 +143,58 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
             Exit::Missed
         })
     }))
+}
+
+/// The report while it is made. Dropped before its end, it keeps what there is and says how to
+/// go on: the work was given up.
+struct Run<'a> {
+    report: Report,
+    file: Option<&'a Path>,
+    at: Option<SegmentName>,
+}
+
+impl Run<'_> {
+    fn save(&self) -> Result<()> {
+        let Some(file) = self.file else {
+            return Ok(());
+        };
+        let text = serde_json::to_vec_pretty(&self.report)
+            .map_err(|error| Error::failed("cannot write JSON").because(error))?;
+        durable::write_file(file, &text, 0o600).on("write", file)
+    }
+
+    fn finish(mut self) -> Result<Report> {
+        self.at = None;
+        let mut report = std::mem::take(&mut self.report);
+        report.passed = report
+            .systems
+            .iter()
+            .all(|s| s.progress.findings.is_empty());
+        match self.file.map(|file| (file, std::fs::remove_file(file))) {
+            Some((file, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).on("remove", file)
+            }
+            _ => Ok(report),
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let Some(at) = self.at else {
+            return;
+        };
+        match (self.save(), self.file) {
+            (Ok(()), Some(file)) => say(&format!(
+                "to go on, run the same command again: {} holds the progress",
+                file.display()
+            )),
+            (Err(error), _) => say(&error.to_string()),
+            (Ok(()), None) => say(&format!(
+                "to go on, add --from {at}; with --resume FILE the findings are kept as well"
+            )),
+        }
+    }
 }
 
 impl Report {
@@ -170,12 +209,6 @@ impl Report {
                 .because(error)
                 .hint("give another file; it is made where it is not there")
         })
-    }
-
-    fn write(&self, file: &Path) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::failed("cannot write JSON").because(error))?;
-        durable::write_file(file, &text, 0o600).on("write", file)
     }
 
     /// The place of a system in the report; made where it is new.
@@ -211,27 +244,6 @@ impl Report {
         }
         if self.systems.is_empty() {
             print("nothing of this cluster is stored");
-        }
-    }
-}
-
-/// Says how to go on, when the work is given up.
-struct Interrupted<'a> {
-    resume: Option<&'a Path>,
-    at: Option<SegmentName>,
-}
-
-impl Drop for Interrupted<'_> {
-    fn drop(&mut self) {
-        match (self.resume, self.at) {
-            (_, None) => {}
-            (Some(file), _) => say(&format!(
-                "to go on, run the same command again: {} holds the progress",
-                file.display()
-            )),
-            (None, Some(segment)) => say(&format!(
-                "to go on, add --from {segment}; with --resume FILE the progress and the findings are kept"
-            )),
         }
     }
 }
