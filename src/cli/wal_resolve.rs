@@ -1,5 +1,7 @@
 //! `seawall wal resolve`.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 use serde::Serialize;
 
@@ -30,6 +32,10 @@ pub struct ResolveArgs {
     /// of them belong to the same branch
     #[arg(long, requires = "keep")]
     pub branch: bool,
+    /// Keep what lies in pg_wal of this data directory, that of the right server: of each file
+    /// in conflict, and of those that wait there while another server's are stored
+    #[arg(long, value_name = "DATA_DIRECTORY", conflicts_with_all = ["keep", "set_aside"])]
+    pub keep_from: Option<PathBuf>,
     /// Set the content with this digest aside even if its file has no other: it belongs to a
     /// branch that lost
     #[arg(long, value_name = "DIGEST", requires = "file")]
@@ -86,6 +92,13 @@ pub fn run(args: &ResolveArgs) -> Result<Exit> {
             for (system, record) in repository.systems(cluster).await? {
                 let size = record.segment_size;
                 let conflicts = resolve::conflicts(&system, size).await?;
+                let of_host = match &args.keep_from {
+                    Some(directory) => {
+                        resolve::choices_from(&system, &conflicts, directory).await?
+                    }
+                    None => Vec::new(),
+                };
+                let choices = [&choices[..], &of_host].concat();
                 let settlement = resolve::plan(&system, size, &conflicts, &choices).await?;
                 let found = ResolvedSystem {
                     repository: repository.name().to_owned(),

@@ -33,6 +33,22 @@ pub fn directory(data_directory: &Path) -> PathBuf {
     data_directory.join("pg_wal").join("archive_status")
 }
 
+/// The files that wait, in the order of their names.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn waiting(data_directory: &Path) -> Result<Vec<WalFileName>> {
+    let directory = directory(data_directory);
+    let mut waiting = Vec::new();
+    for entry in std::fs::read_dir(&directory).on("list", &directory)? {
+        let name = entry.on("list", &directory)?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(".ready"));
+        waiting.extend(name.and_then(|name| name.parse::<WalFileName>().ok()));
+    }
+    waiting.sort();
+    Ok(waiting)
+}
+
 /// Looks into the directory; `window` is how far back "lately" reaches from `now`.
 ///
 /// Works without a running server. Memory does not grow with the number of files.
@@ -112,6 +128,10 @@ mod tests {
                 archived: 1,
             }
         );
+        let names = waiting(data.path()).unwrap();
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), 4);
+        assert_eq!(names[0], "000000010000000000000005");
         assert!(look(&data.path().join("x"), now, Duration::ZERO).is_err());
     }
 }

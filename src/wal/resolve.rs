@@ -9,14 +9,19 @@ mod branch;
 mod evidence;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use futures::StreamExt;
 use serde::Serialize;
 
 pub use evidence::{Candidate, Conflict, conflicts};
 
-use crate::digest::{PlainDigest, StoredDigest, StoredHasher};
-use crate::error::{Error, Result};
+use crate::digest::{PlainDigest, PlainHasher, StoredDigest, StoredHasher};
+use crate::error::{Error, IoContext, Result};
+use crate::postgres::archive_status;
+use crate::postgres::control::ControlFile;
 use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
@@ -139,6 +144,71 @@ pub async fn plan(
         })
         .collect();
     Ok(found.then_some(settlement))
+}
+
+/// What the data directory of the right server says: of each file in conflict it keeps the
+/// content that lies there, and of the files that wait there to be archived it sets aside what
+/// another server has stored under their names. Empty where the directory is of another system.
+///
+/// # Errors
+/// The directory cannot be read, or a listing failed.
+pub async fn choices_from(
+    system: &System,
+    conflicts: &[Conflict],
+    data_directory: &Path,
+) -> Result<Vec<Choice>> {
+    if ControlFile::read(data_directory)?.system_id != system.id() {
+        return Ok(Vec::new());
+    }
+    let choice = |file, digest: PlainDigest, keep| Choice {
+        file: Some(file),
+        digest: digest.to_string(),
+        keep,
+        branch: false,
+    };
+    let mut choices = Vec::new();
+    for conflict in conflicts {
+        let here = digest_of(data_directory, conflict.file).await?;
+        // A file of another content may be one that was recycled.
+        if let Some(here) = here.filter(|d| conflict.contents.iter().any(|c| c.digest == *d)) {
+            choices.push(choice(conflict.file, here, true));
+        }
+    }
+    for file in archive_status::waiting(data_directory)? {
+        if conflicts.iter().any(|conflict| conflict.file == file) {
+            continue;
+        }
+        let Some(here) = digest_of(data_directory, file).await? else {
+            continue;
+        };
+        for (object, _) in system.objects_of(file).await? {
+            if object.digest != here {
+                choices.push(choice(file, object.digest, false));
+            }
+        }
+    }
+    Ok(choices)
+}
+
+/// The digest of a file in pg_wal. None where it is not there.
+async fn digest_of(data_directory: &Path, file: WalFileName) -> Result<Option<PlainDigest>> {
+    let path = data_directory.join("pg_wal").join(file.to_string());
+    let read = tokio::task::spawn_blocking(move || {
+        let mut source = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            source => source.on("open", &path)?,
+        };
+        let mut hasher = PlainHasher::default();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match source.read(&mut buffer).on("read", &path)? {
+                0 => return Ok(Some(hasher.finish())),
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+    });
+    read.await
+        .map_err(|error| Error::failed("reading died").because(error))?
 }
 
 /// The one object that a choice means. None where this system has none such.

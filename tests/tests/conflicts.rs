@@ -28,12 +28,12 @@ struct Twins {
     scratch: Scratch,
 }
 
-/// Rows enough for some segments of 1 MiB.
-fn write_segments(cluster: &Cluster, count: usize, what: &str) {
+/// So many times, rows of so many bytes, and a switch: more than a segment of 1 MiB each time.
+fn write_segments(cluster: &Cluster, count: usize, what: &str, bytes: usize) {
+    let filler =
+        format!("INSERT INTO filler SELECT repeat('x', {bytes}) FROM generate_series(1, 6000)");
     for _ in 0..count {
-        cluster.sql(&format!(
-            "INSERT INTO t SELECT '{what}' FROM generate_series(1, 2000)"
-        ));
+        cluster.sql(&format!("INSERT INTO t VALUES ('{what}'); {filler}"));
         cluster.archive_all(PATIENCE);
     }
 }
@@ -65,16 +65,18 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 impl Twins {
-    /// A writes so many segments after the promotion, and B so many.
-    fn promoted(segments_of_a: usize, segments_of_b: usize) -> Self {
-        let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
+    /// After the promotion, A writes so many times, and B so many, rows of so many bytes.
+    fn promoted(times_of_a: usize, times_of_b: usize, bytes_of_b: usize) -> Self {
+        let builder = Cluster::builder(PostgresVersion::find(15))
+            .segment_size(1)
+            .fsync();
         let Site {
             mut cluster,
             config: own,
             near,
             scratch,
         } = Site::with(builder).start();
-        cluster.sql("CREATE TABLE t (what text)");
+        cluster.sql("CREATE TABLE t (what text); CREATE TABLE filler (what text)");
         seawall(&own).arg("backup").run().success();
         cluster.sql("INSERT INTO t VALUES ('common')");
         let [mut a, mut b] = ["host-a", "host-b"].map(|name| cluster.standby(&scratch, name));
@@ -101,8 +103,8 @@ impl Twins {
         cluster.kill();
         a.promote();
         b.promote();
-        write_segments(&a, segments_of_a, "a");
-        write_segments(&b, segments_of_b, "b");
+        write_segments(&a, times_of_a, "a", 200);
+        write_segments(&b, times_of_b, "b", bytes_of_b);
         for host in [&a, &b] {
             host.wait_until_archived("00000002.history", PATIENCE);
         }
@@ -163,7 +165,7 @@ fn file_in(key: &str) -> &str {
 
 #[test]
 fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_follows_it() {
-    let twins = Twins::promoted(3, 5);
+    let twins = Twins::promoted(3, 5, 211);
     let (of_a, of_b) = (second(&twins.of_a), second(&twins.of_b));
     let names = |keys: &BTreeSet<String>| -> BTreeSet<String> {
         keys.iter().map(|key| file_in(key).to_owned()).collect()
@@ -348,7 +350,7 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
 
 #[test]
 fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_next() {
-    let twins = Twins::promoted(3, 3);
+    let twins = Twins::promoted(2, 2, 211);
     let (of_a, of_b) = (second(&twins.of_a), second(&twins.of_b));
     let history = of_a.iter().find(|key| key.contains(".history-")).unwrap();
     let keep = ["wal", "resolve", "--branch", "--keep", digest_in(history)];
@@ -388,4 +390,52 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         assert_eq!(second(&stored), of_a);
     }
     assert!(interrupted > 0, "no round was interrupted in the middle");
+}
+
+#[test]
+fn what_records_cannot_tell_apart_is_settled_by_what_lies_on_the_right_host() {
+    // The same work: every switch of a segment lies at the same place on both.
+    let twins = Twins::promoted(3, 4, 200);
+    let (of_a, of_b) = (second(&twins.of_a), second(&twins.of_b));
+    let history = of_a.iter().find(|key| key.contains(".history-")).unwrap();
+    let (stored, config) = twins.another("records");
+    let undecided = ["--branch", "--keep", digest_in(history)];
+    let said = twins.resolve(&config, &undecided);
+    if said.code != 0 {
+        said.exits_with(3).says("choose yourself");
+    }
+    let data = twins.a.data().to_str().unwrap();
+    let from_a = ["--keep-from", data];
+    twins.resolve(&config, &from_a);
+    twins.resolve(&config, &[]).success().says("no conflicts");
+    let left = second(&stored);
+    assert!(of_a.is_subset(&left), "{left:?}");
+
+    // B was ahead: what it stored alone keeps A from archiving its own.
+    write_segments(&twins.a, 2, "a", 200);
+    let of_a = second(&twins.of_a);
+    let (stored, config) = twins.another("ahead");
+    let mut waiting = Vec::new();
+    for key in of_a
+        .iter()
+        .filter(|key| stored.wal(file_in(key)).len() == 1)
+    {
+        if stored.one_wal(file_in(key)) != *key {
+            let status = twins.a.data().join("pg_wal/archive_status");
+            let done = status.join(format!("{}.done", file_in(key)));
+            std::fs::rename(&done, done.with_extension("ready")).unwrap();
+            waiting.push(file_in(key).to_owned());
+        }
+    }
+    assert!(!waiting.is_empty(), "{of_a:?}\n{of_b:?}");
+    twins.resolve(&config, &from_a).success().says(&waiting[0]);
+    for file in &waiting {
+        let path = twins.a.data().join("pg_wal").join(file);
+        archive(&config).arg(path).run().success();
+    }
+    assert!(of_a.iter().all(|key| stored.path(key).exists()));
+    // A directory of another cluster is none to ask.
+    twins
+        .resolve(&config, &["--keep-from", "/nowhere"])
+        .exits_with(1);
 }

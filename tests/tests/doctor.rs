@@ -184,7 +184,7 @@ fn gaps_conflicts_and_damage_in_the_repository_are_found() {
     std::fs::rename(middle, &away).unwrap();
     // With so little behind it, it may never have been acknowledged.
     assert_eq!(site.findings(0), "");
-    let far_behind = site.archive_far_behind(middle);
+    let far_behind = site.archive_far_behind(&segments[0]);
     let name = middle.file_name().unwrap().to_string_lossy()[..24].to_owned();
     let found = site.findings(3);
     says(&found, "WAL is missing: ");
@@ -255,7 +255,8 @@ fn a_cluster_without_backup_and_one_whose_drill_failed_are_told_so() {
 
 #[test]
 fn broken_timelines_are_found_by_what_is_missing_of_them() {
-    let mut site = ArchivingSite::with(Cluster::builder(PostgresVersion::find(15)).segment_size(1));
+    let builder = Cluster::builder(PostgresVersion::find(15)).fsync();
+    let mut site = ArchivingSite::with(builder.segment_size(1));
     site.cluster.start();
     site.cluster.sql("CREATE TABLE t (x int)");
     site.backup();
@@ -323,7 +324,7 @@ fn broken_timelines_are_found_by_what_is_missing_of_them() {
 
 #[test]
 fn what_one_repository_lacks_and_another_holds_is_named_in_ranges() {
-    let site = ArchivingSite::configured(Cluster::builder(PostgresVersion::find(15)), |file| file);
+    let site = ArchivingSite::with(Cluster::builder(PostgresVersion::find(15)).fsync());
     let second = site.scratch.directory("second");
     let config = ConfigFile::new()
         .cluster(&site.cluster)

@@ -30,13 +30,13 @@ fn follow(server: &Cluster, primary: &Cluster) {
 #[test]
 fn hosts_that_take_turns_archive_into_one_repository_and_a_restore_crosses_all_turns() {
     // Both at once on the standby, too: identical pushes are normal.
-    let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
+    let builder = Cluster::builder(PostgresVersion::find(15)).fsync();
     let Site {
         cluster: mut one,
         config,
         near,
         scratch,
-    } = Site::with(builder);
+    } = Site::with(builder.segment_size(1));
     one.configure("archive_mode", "always");
     one.configure("wal_keep_size", "64MB");
     one.start();
@@ -108,8 +108,9 @@ fn after_an_upgrade_both_systems_keep_their_wal_in_one_repository_and_the_new_on
         .run()
         .success();
     site.cluster.stop(Stop::Fast);
-    let mut upgraded =
-        Cluster::builder(PostgresVersion::find(16)).create_in(&site.scratch, "upgraded");
+    let mut upgraded = Cluster::builder(PostgresVersion::find(16))
+        .fsync()
+        .create_in(&site.scratch, "upgraded");
     let config = ConfigFile::new()
         .cluster_as("main", &upgraded, "postgres")
         .repository(Repository::local("near", site.near.root()))
