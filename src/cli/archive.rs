@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use super::Common;
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::postgres::archive_status::ArchiveStatus;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::DataDirectory;
 use crate::postgres::{SegmentName, WalFileName};
 use crate::wal::ahead::spool::{Claim, Identity, Spool, Whose};
 use crate::wal::ahead::{self, Ahead};
@@ -64,18 +64,18 @@ pub fn run(args: &ArchiveArgs) -> Result<Exit> {
     let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
     let data_directory = data_directory(&args.path, &cluster_config.data_directory);
     let control = ControlFile::read(&data_directory)?;
-    let status = ArchiveStatus::of(&data_directory);
+    let data = DataDirectory::at(&data_directory);
     let whose = Whose {
         cluster: cluster.to_owned(),
         system_id: control.system_id,
     };
     let call = Call {
-        missing: Missing::beside(&status.pg_wal()),
-        spool: Spool::beside(&status.pg_wal()),
+        missing: Missing::beside(&data.pg_wal()),
+        spool: Spool::beside(&data.pg_wal()),
         config: &config,
         whose,
         control,
-        status,
+        data,
     };
     match args.work_ahead {
         true => call.work_ahead(&args.path),
@@ -88,7 +88,7 @@ struct Call<'a> {
     config: &'a Config,
     whose: Whose,
     control: ControlFile,
-    status: ArchiveStatus,
+    data: DataDirectory,
     spool: Spool,
     missing: Missing,
 }
@@ -100,7 +100,7 @@ impl Call<'_> {
         // Working ahead concerns the segments that PostgreSQL itself asks for.
         let asked = match name {
             WalFileName::Segment(segment)
-                if self.config.archive.ahead > 0 && self.status.is_ready(segment) =>
+                if self.config.archive.ahead > 0 && self.data.is_ready(segment) =>
             {
                 Some(segment)
             }
@@ -118,7 +118,7 @@ impl Call<'_> {
             self.start_ahead(segment);
         }
         let engine = Arc::new(self.engine()?);
-        let within = asked.filter(|_| ahead::would_be_orphaned_to_the_server(&self.status));
+        let within = asked.filter(|_| ahead::would_be_orphaned_to_the_server(&self.data));
         let pushed = run_to_end(async {
             let (enough, told) = watch::channel(false);
             let push = async {
@@ -184,10 +184,10 @@ impl Call<'_> {
         let size = self.control.segment_size;
         let next = asked.number(size).map(|number| {
             let next = SegmentName::new(asked.timeline, number + 1, size);
-            self.status.is_ready(next)
+            self.data.is_ready(next)
         });
         let work = next.unwrap_or(false) || !self.missing.due().is_empty();
-        if !work || ahead::would_be_orphaned_to_the_server(&self.status) {
+        if !work || ahead::would_be_orphaned_to_the_server(&self.data) {
             return;
         }
         // Released at once: the process takes it for itself.
@@ -201,7 +201,7 @@ impl Call<'_> {
                 self.whose.cluster.as_ref(),
                 path.as_os_str(),
             ];
-            ahead::start(&arguments, &self.status);
+            ahead::start(&arguments, &self.data);
         }
     }
 
@@ -210,7 +210,7 @@ impl Call<'_> {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         let asked: SegmentName = name.parse()?;
         // Held until the end.
-        let Some(_lock) = ahead::detach(&self.status, self.config.archive.nice)? else {
+        let Some(_lock) = ahead::detach(&self.data, self.config.archive.nice)? else {
             return Ok(Exit::Done);
         };
         let engine = Arc::new(self.engine()?);
@@ -230,7 +230,7 @@ impl Call<'_> {
         Ahead::new(
             Arc::clone(engine),
             self.config,
-            self.status.clone(),
+            self.data.clone(),
             self.whose.clone(),
             self.control.clone(),
         )

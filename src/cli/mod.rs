@@ -12,6 +12,9 @@ mod output;
 pub mod restore;
 pub mod restore_point;
 pub mod siblings;
+pub mod wal;
+pub mod wal_resolve;
+pub mod wal_verify;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -57,6 +60,8 @@ pub enum Verb {
     Restore(restore::RestoreArgs),
     /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
     Drill(drill::DrillArgs),
+    /// Verify archived WAL, and settle conflicts in it
+    Wal(wal::WalArgs),
     /// Archive one WAL file (runs seawall-archive)
     Archive(archive::ArchiveArgs),
     /// Fetch one WAL file (runs seawall-fetch)

@@ -23,8 +23,8 @@ use super::missing::Missing;
 use super::push::{Engine, WalFile};
 use crate::config::{Config, RepositoryConfig};
 use crate::error::{Error, IoContext, Result};
-use crate::postgres::archive_status::ArchiveStatus;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::DataDirectory;
 use crate::postgres::{SegmentName, WalFileName};
 use spool::{Identity, Record, Spool, Whose};
 
@@ -37,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Archives ahead of one server.
 pub struct Ahead {
     engine: Arc<Engine>,
-    status: ArchiveStatus,
+    data: DataDirectory,
     spool: Spool,
     missing: Missing,
     whose: Whose,
@@ -53,16 +53,16 @@ impl Ahead {
     pub fn new(
         engine: Arc<Engine>,
         config: &Config,
-        status: ArchiveStatus,
+        data: DataDirectory,
         whose: Whose,
         control: ControlFile,
     ) -> Arc<Self> {
         let place = |r: &RepositoryConfig| (r.name.clone(), r.url.clone());
         Arc::new(Self {
             engine,
-            spool: Spool::beside(&status.pg_wal()),
-            missing: Missing::beside(&status.pg_wal()),
-            status,
+            spool: Spool::beside(&data.pg_wal()),
+            missing: Missing::beside(&data.pg_wal()),
+            data,
             whose,
             control,
             places: config.repository.iter().map(place).collect(),
@@ -80,8 +80,8 @@ impl Ahead {
             return;
         };
         let name = |number| SegmentName::new(asked.timeline, number, size);
-        self.spool.clean(|segment| self.status.is_ready(segment));
-        let postmaster = self.status.postmaster();
+        self.spool.clean(|segment| self.data.is_ready(segment));
+        let postmaster = self.data.postmaster();
         let mut oldest = number;
         let mut next = number + 1;
         let mut running: JoinSet<Result<()>> = JoinSet::new();
@@ -89,12 +89,12 @@ impl Ahead {
         let mut repair = None;
         let mut last_change = Instant::now();
         loop {
-            while oldest < next && !self.status.is_ready(name(oldest)) {
+            while oldest < next && !self.data.is_ready(name(oldest)) {
                 oldest += 1;
                 last_change = Instant::now();
             }
             let more = !failed && !*enough.borrow();
-            while more && next <= oldest + self.window && self.status.is_ready(name(next)) {
+            while more && next <= oldest + self.window && self.data.is_ready(name(next)) {
                 running.spawn(Arc::clone(&self).archive(name(next)));
                 next += 1;
             }
@@ -109,7 +109,7 @@ impl Ahead {
                 last_change = Instant::now();
             }
             let busy = !running.is_empty() || (repair.is_some() && !*enough.borrow());
-            let stopped = postmaster.is_some() && self.status.postmaster() != postmaster;
+            let stopped = postmaster.is_some() && self.data.postmaster() != postmaster;
             if stopped || (!busy && (!more || last_change.elapsed() > IDLE)) {
                 break;
             }
@@ -131,12 +131,12 @@ impl Ahead {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        self.spool.clean(|segment| self.status.is_ready(segment));
+        self.spool.clean(|segment| self.data.is_ready(segment));
     }
 
     /// Archives one segment and records it, unless somebody else is at it.
     async fn archive(self: Arc<Self>, segment: SegmentName) -> Result<()> {
-        let path = self.status.pg_wal().join(segment.to_string());
+        let path = self.data.pg_wal().join(segment.to_string());
         let directory = self.spool.directory();
         let Some(mut claim) = self.spool.try_claim(segment).on("write into", directory)? else {
             return Ok(());
@@ -171,7 +171,7 @@ impl Ahead {
             // As PostgreSQL does it: history first.
             names.sort_by_key(|name| !matches!(name, WalFileName::History(_)));
             for name in names {
-                let path = self.status.pg_wal().join(name.to_string());
+                let path = self.data.pg_wal().join(name.to_string());
                 let done = match WalFile::open(&path, &self.control) {
                     Ok(file) => self.engine.push_to(file, &repository).await,
                     // PostgreSQL has recycled it.
@@ -193,16 +193,16 @@ impl Ahead {
 /// Whether the process that works ahead would, orphaned, become a child of the postmaster: in
 /// a container whose first process that is. The postmaster takes the violent death of any child
 /// for a crash and restarts the whole server (PostgreSQL 17, postmaster.c, `CleanupBackend`).
-pub fn would_be_orphaned_to_the_server(status: &ArchiveStatus) -> bool {
-    status.postmaster() == Some(1)
+pub fn would_be_orphaned_to_the_server(data: &DataDirectory) -> bool {
+    data.postmaster() == Some(1)
 }
 
 /// Starts this program once more, in a session of its own, to work ahead of `asked`. It holds
 /// none of our files, so that nobody waits for it. A failure is no harm.
-pub fn start(arguments: &[&std::ffi::OsStr], status: &ArchiveStatus) {
+pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
     let started = Command::new("/proc/self/exe")
         .args(arguments)
-        .current_dir(status.data_directory())
+        .current_dir(data.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -214,10 +214,10 @@ pub fn start(arguments: &[&std::ffi::OsStr], status: &ArchiveStatus) {
 
 /// Leaves the session of the process that started us, and takes the lock of the one process
 /// that works ahead. `None` where another has it.
-pub fn detach(status: &ArchiveStatus, nice: i32) -> Result<Option<File>> {
+pub fn detach(data: &DataDirectory, nice: i32) -> Result<Option<File>> {
     // Fails only where the process leads a session already.
     let _ = nix::unistd::setsid();
     let _ = rustix::process::nice(nice);
-    let spool = Spool::beside(&status.pg_wal());
+    let spool = Spool::beside(&data.pg_wal());
     spool.worker_lock().on("lock", spool.directory())
 }
