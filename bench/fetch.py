@@ -122,11 +122,13 @@ def recover(contestant, corpus, arena):
         settings.write(
             f"archive_mode = off\nunix_socket_directories = '{arena.path}'\n"
             f"restore_command = '{contestant.restore_command(arena)}'\n"
-            "hot_standby = off\nmax_wal_size = 4GB\n")
+            "max_wal_size = 4GB\n")
     give(arena.data / "postgresql.conf")
     give(arena.data / "recovery.signal")
-    run(POSTGRES / "pg_ctl", "-D", arena.data, "-l", log, "-w", "-t", "600", "start",
+    run(POSTGRES / "pg_ctl", "-D", arena.data, "-l", log, "-W", "start",
         env={**os.environ, **arena.environment})
+    # pg_ctl would only wait until the replay begins.
+    wait_until_open(arena.data, log)
     run(POSTGRES / "pg_ctl", "-D", arena.data, "-w", "-m", "immediate", "stop")
     text = log.read_text()
     restored = len(set(re.findall(r'restored log file "([0-9A-F]{24})"', text)))
@@ -137,6 +139,15 @@ def recover(contestant, corpus, arena):
     began, replayed = at(text, "starting PostgreSQL"), at(text, "redo done at")
     opened = at(text, "archive recovery complete")
     return {"replayed": replayed - began, "opened": opened - began}
+
+
+def wait_until_open(data, log):
+    began = time.monotonic()
+    while "ready to accept connections" not in (text := log.read_text() if log.exists() else ""):
+        if time.monotonic() - began > 900 or "database system is shut down" in text:
+            run(POSTGRES / "pg_ctl", "-D", data, "-m", "immediate", "stop", check=False)
+            raise SystemExit(f"recovery has not ended: see {log}\n{text[-2000:]}")
+        time.sleep(0.05)
 
 
 def at(log, words):
