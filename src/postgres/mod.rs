@@ -3,6 +3,7 @@
 //!
 //! It does not know object stores or the repository's layout.
 
+pub mod archive_status;
 pub mod checksum;
 pub mod connection;
 pub mod control;

@@ -106,14 +106,20 @@ impl TimelineWal {
 impl System {
     /// What is held for `name`.
     pub async fn held(&self, name: WalFileName) -> Result<Held> {
-        let objects = self.objects_of(name).await?;
-        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
-        digests.dedup();
-        Ok(match (digests.len(), objects.into_iter().next()) {
-            (1, Some((object, info))) => Held::One(object, info),
-            (0, _) | (_, None) => Held::Absent,
-            _ => Held::Conflict(digests),
-        })
+        Ok(held_among(&self.objects_of(name).await?, name))
+    }
+
+    /// The objects of `segment` and of all that follow in the same log, by one listing.
+    pub async fn objects_from(&self, segment: SegmentName) -> Result<Vec<(WalObject, ObjectInfo)>> {
+        let after = self
+            .keys()
+            .before_wal_objects(WalFileName::Segment(segment));
+        let directory = self.keys().log(segment);
+        let found = self.store().list(&directory, Some(&after)).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .collect())
     }
 
     /// All objects of `name`, in the order of their keys: one listing.
@@ -312,6 +318,18 @@ impl System {
         Error::refused(format!("{name} is archived with different contents: {}", digests.join(" and ")))
             .at(self.place())
             .hint("two servers archive under one name and system identifier; find out which branch is the right one before anything is restored")
+    }
+}
+
+/// What a listing in the order of keys holds for `name`.
+pub fn held_among(objects: &[(WalObject, ObjectInfo)], name: WalFileName) -> Held {
+    let ours = objects.iter().filter(|(object, _)| object.name == name);
+    let mut digests: Vec<PlainDigest> = ours.clone().map(|(object, _)| object.digest).collect();
+    digests.dedup();
+    match (digests.len(), ours.clone().next()) {
+        (1, Some((object, info))) => Held::One(*object, info.clone()),
+        (0, _) | (_, None) => Held::Absent,
+        _ => Held::Conflict(digests),
     }
 }
 

@@ -30,7 +30,7 @@ const SAMPLE: Duration = Duration::from_millis(250);
 
 #[test]
 #[ignore = "long: ten minutes of pgbench at full speed"]
-fn the_archive_keeps_up_with_pgbench_at_full_speed_and_loses_nothing() {
+fn soak_the_archive_keeps_up_with_pgbench_at_full_speed_and_loses_nothing() {
     let builder = Cluster::builder(PostgresVersion::find(15))
         .config("shared_buffers", "256MB")
         .config("max_wal_size", MAX_WAL_SIZE)
