@@ -2,16 +2,21 @@
 //! 200 (anything else) and nothing else, whatever happens: PostgreSQL takes every code from 1
 //! to 125 for "absent", and opens the database.
 
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use clap::Parser;
 
 use super::Common;
-use crate::error::{Error, Result};
+use crate::config::Config;
+use crate::digest::PlainDigest;
+use crate::error::{Error, IoContext, Result};
 use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
 use crate::repository::{Repository, System};
-use crate::wal::fetch::{self, Fetched, Left, NewTablespaces, Request};
+use crate::wal::fetch::{self, Ahead, Fetched, Left, NewTablespaces, Request, Spool};
 
 /// The file is at its destination, whole.
 pub const DELIVERED: u8 = 0;
@@ -48,6 +53,9 @@ pub struct FetchArgs {
     /// What to do with WAL that creates a tablespace outside the data directory
     #[arg(long, value_name = "RULE", default_value = "allow")]
     pub new_tablespaces: NewTablespaces,
+    /// Be the worker that fetches ahead: for this program alone
+    #[arg(long, hide = true)]
+    pub prefetch: bool,
     /// The file's name, as PostgreSQL's %f gives it
     #[arg(value_name = "%f")]
     pub name: String,
@@ -64,10 +72,13 @@ pub fn become_owner(args: &FetchArgs) -> Result<()> {
 }
 
 /// Fetches the file, and turns every outcome into one of the three codes.
-pub async fn run(args: &FetchArgs) -> u8 {
+pub fn run(args: &FetchArgs) -> u8 {
     let destination = std::path::absolute(&args.path).unwrap_or_else(|_| args.path.clone());
     let data_directory = data_directory(&destination);
-    match fetch(args, &destination, &data_directory).await {
+    if args.prefetch {
+        return work_ahead(args, &destination, &data_directory);
+    }
+    match fetch(args, &destination, &data_directory) {
         Ok(Fetched::Delivered) => DELIVERED,
         Ok(Fetched::Absent) => ABSENT,
         Err(error) => {
@@ -82,39 +93,188 @@ pub async fn run(args: &FetchArgs) -> u8 {
     }
 }
 
-async fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<Fetched> {
-    let name: WalFileName = args.name.parse()?;
-    let config = args.common.load()?;
-    let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
-    let control = ControlFile::read(data_directory).map_err(|error| {
-        Error::failed("cannot tell which cluster asks for WAL")
-            .because(error)
-            .hint("%p must lie in the pg_wal of a data directory")
-    })?;
-    let (repositories, unusable) = Repository::open_each(&config, &args.repository)?;
-    let systems: Vec<System> = repositories
-        .iter()
-        .map(|repository| repository.system(cluster, control.system_id))
-        .collect();
-    if systems.is_empty() && unusable.is_empty() {
-        return Err(Error::usage("no repository is configured"));
+fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<Fetched> {
+    let call = Call::of(args, destination, data_directory)?;
+    let spool = call.spool()?;
+    // Neither a connection nor a thread: what was fetched ahead only needs its name.
+    if let Some((spool, _)) = &spool {
+        match spool.take(&call.request, call.control.system_id) {
+            Ok(true) => return Ok(Fetched::Delivered),
+            Ok(false) => {}
+            Err(error) => tracing::warn!("not taken from the spool: {}", error.one_line()),
+        }
     }
-    let request = Request {
-        name,
-        segment_size: control.segment_size,
-        destination,
-        end_at_gap: args.end_at_gap,
-        left: &args.left,
-        new_tablespaces: args.new_tablespaces,
+    if let Err(error) = Spool::discard_orphaned(destination) {
+        tracing::warn!("{}", error.one_line());
+    }
+    let runtime = runtime()?;
+    let fetched = runtime.block_on(call.ask());
+    // A disk that hangs must not keep us.
+    runtime.shutdown_background();
+    if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
+        && let Err(error) = go_ahead(spool, *ahead, call.request.name)
+    {
+        tracing::warn!("nothing is fetched ahead: {}", error.one_line());
+    }
+    fetched
+}
+
+/// What a call of PostgreSQL comes to.
+struct Call<'a> {
+    args: &'a FetchArgs,
+    config: Config,
+    cluster: String,
+    control: ControlFile,
+    request: Request<'a>,
+}
+
+impl<'a> Call<'a> {
+    fn of(args: &'a FetchArgs, destination: &'a Path, data_directory: &Path) -> Result<Self> {
+        let name: WalFileName = args.name.parse()?;
+        let config = args.common.load()?;
+        let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
+        let cluster = cluster.to_owned();
+        let control = ControlFile::read(data_directory).map_err(|error| {
+            Error::failed("cannot tell which cluster asks for WAL")
+                .because(error)
+                .hint("%p must lie in the pg_wal of a data directory")
+        })?;
+        config.repositories(&args.repository)?;
+        let request = Request {
+            name,
+            segment_size: control.segment_size,
+            destination,
+            end_at_gap: args.end_at_gap,
+            left: &args.left,
+            new_tablespaces: args.new_tablespaces,
+        };
+        Ok(Self {
+            args,
+            config,
+            cluster,
+            control,
+            request,
+        })
+    }
+
+    /// Asks the repositories.
+    async fn ask(&self) -> Result<Fetched> {
+        let (systems, unusable) = self.systems()?;
+        if systems.is_empty() && unusable.is_empty() {
+            return Err(Error::usage("no repository is configured"));
+        }
+        match (
+            fetch::fetch(&systems, self.request).await?,
+            unusable.into_iter().next(),
+        ) {
+            // Whoever was not asked may have it.
+            (Fetched::Absent, Some(error)) => Err(error),
+            (fetched, _) => Ok(fetched),
+        }
+    }
+
+    fn systems(&self) -> Result<(Vec<System>, Vec<Error>)> {
+        let (repositories, unusable) = Repository::open_each(&self.config, &self.args.repository)?;
+        let system =
+            |repository: &Repository| repository.system(&self.cluster, self.control.system_id);
+        Ok((repositories.iter().map(system).collect(), unusable))
+    }
+
+    /// The spool for this request, and how far ahead it goes, unless nothing is fetched ahead.
+    fn spool(&self) -> Result<Option<(Spool, Ahead)>> {
+        let Some(ahead) = Ahead::of(&self.config.fetch, self.control.segment_size) else {
+            return Ok(None);
+        };
+        // All that decides what a segment's bytes are. An edited file is another one: what was
+        // fetched with the old one is not looked at any more.
+        let path = &self.config.path;
+        let file = std::fs::metadata(path).on("examine", path)?;
+        let source = format!(
+            "{} {:?} {} {} {:?} {:?} {:?} {:?}",
+            env!("CARGO_PKG_VERSION"),
+            self.cluster,
+            self.control.system_id,
+            self.control.segment_size,
+            self.args.new_tablespaces,
+            self.args.repository,
+            path,
+            (
+                file.dev(),
+                file.ino(),
+                file.size(),
+                file.mtime(),
+                file.mtime_nsec()
+            ),
+        );
+        let spool = Spool::of(&self.request, PlainDigest::of(source.as_bytes()));
+        Ok(spool.map(|spool| (spool, ahead)))
+    }
+}
+
+/// Lets the segments behind the one that was delivered be fetched: by the worker that there is,
+/// or by a new one.
+fn go_ahead(spool: &Spool, ahead: Ahead, delivered: WalFileName) -> Result<()> {
+    if spool.has_worker() {
+        return spool.tell(delivered);
+    }
+    if !spool.has_room(ahead.reserve()) {
+        return Ok(());
+    }
+    let Some(lock) = spool.begin()? else {
+        return Ok(());
     };
-    match (
-        fetch::fetch(&systems, request).await?,
-        unusable.into_iter().next(),
-    ) {
-        // Whoever was not asked may have it.
-        (Fetched::Absent, Some(error)) => Err(error),
-        (fetched, _) => Ok(fetched),
-    }
+    let program = std::env::current_exe().on("find", "this program")?;
+    std::process::Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .arg("--prefetch")
+        // The lock is the worker's from its first moment to its last. PostgreSQL's pipes are
+        // not: it would wait for their end.
+        .stdin(lock)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .on("start", &program)?;
+    Ok(())
+}
+
+/// What the worker does. Its exit code is 0 even if it fails: where the server is the first
+/// process of a container it inherits the worker, and takes another code for a crash of its own.
+fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8 {
+    let lock = std::io::stdin().as_fd().try_clone_to_owned();
+    let lock = lock.map(std::fs::File::from).ok();
+    let Some(lock) = lock.filter(|lock| Spool::makes_worker(destination, lock)) else {
+        // Somebody gave the hidden option to PostgreSQL: nothing was delivered.
+        return DOUBT;
+    };
+    // A signal for the server and all that it started is none for the worker.
+    let _ = nix::unistd::setsid();
+    let work = || -> Result<()> {
+        let call = Call::of(args, destination, data_directory)?;
+        let Some((spool, ahead)) = call.spool()? else {
+            return Ok(());
+        };
+        let (systems, _) = call.systems()?;
+        let runtime = runtime()?;
+        let done = runtime.block_on(fetch::prefetch(
+            systems,
+            &spool,
+            &lock,
+            &call.request,
+            ahead,
+        ));
+        runtime.shutdown_background();
+        done
+    };
+    // Nobody would read why; the next call asks for itself.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    0
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))
 }
 
 /// `%p` is `pg_wal/RECOVERYXLOG` below PostgreSQL's working directory; pg_rewind gives

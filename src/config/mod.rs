@@ -11,6 +11,7 @@ mod wal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::Deserialize;
 
@@ -204,9 +205,13 @@ fn default_database() -> String {
 }
 
 fn default_jobs() -> usize {
-    std::thread::available_parallelism()
-        .map_or(2, usize::from)
-        .clamp(1, 8)
+    // Asking takes the reading of several files, and several defaults need it.
+    static JOBS: LazyLock<usize> = LazyLock::new(|| {
+        std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .clamp(1, 8)
+    });
+    *JOBS
 }
 
 impl Config {

@@ -140,6 +140,34 @@ impl System {
             .collect())
     }
 
+    /// What is held of the segments of the same log from `segment` on: one listing.
+    pub async fn held_from(&self, segment: SegmentName) -> Result<BTreeMap<SegmentName, Held>> {
+        let name = WalFileName::Segment(segment);
+        let directory = self.keys().wal_directory(name);
+        let after = self.keys().before_wal_objects(name);
+        let mut held: BTreeMap<SegmentName, Held> = BTreeMap::new();
+        for info in self.store().list(&directory, Some(&after)).await? {
+            let Some(object) = WalObject::of_key(&info.key) else {
+                continue;
+            };
+            let WalFileName::Segment(segment) = object.name else {
+                continue;
+            };
+            match held.get_mut(&segment) {
+                Some(Held::One(known, _)) if known.digest == object.digest => {}
+                Some(Held::One(known, _)) => {
+                    let both = vec![known.digest, object.digest];
+                    held.insert(segment, Held::Conflict(both));
+                }
+                Some(Held::Conflict(digests)) => digests.push(object.digest),
+                Some(Held::Absent) | None => {
+                    held.insert(segment, Held::One(object, info));
+                }
+            }
+        }
+        Ok(held)
+    }
+
     /// The first segment of the same timeline that is there and no earlier than `segment`:
     /// `segment` itself, where a listing before was wrong, or a later one. One listing where
     /// it lies in the same log.

@@ -50,6 +50,12 @@ impl Segment {
     }
 }
 
+/// The number in the name of a segment of 16 MiB.
+pub fn number(name: &str) -> u64 {
+    let part = |range| u64::from_str_radix(&name[range], 16).expect("it is the name of a segment");
+    part(8..16) << 8 | part(16..24)
+}
+
 /// The name of segment `number` on timeline 1, with segments of 16 MiB.
 pub fn name(number: u64) -> String {
     format!("00000001{:08X}{:08X}", number >> 8, number & 0xff)

@@ -4,12 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use seawall::config::SEGMENTS_AHEAD;
+
 use crate::cli::{Call, archive, fetch, restore, seawall};
 use crate::postgres::{Builder, Cluster};
 use crate::process::Output;
 use crate::stored::Stored;
 use crate::version::PostgresVersion;
-use crate::{Config, ConfigFile, Repository, Scratch};
+use crate::{Config, ConfigFile, Repository, Scratch, Segment, segment};
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -85,6 +87,18 @@ impl Site {
         archive(&self.config)
             .arg(format!("pg_wal/{name}"))
             .with(|run| run.directory(self.cluster.data()))
+    }
+
+    /// Archives a segment that no server wrote, so far behind `name` on timeline 1 that the
+    /// absence of `name` is a gap: what is nearer may only have been stored ahead of it.
+    #[track_caller]
+    pub fn archive_far_behind(&self, name: &str) {
+        let mut files = std::fs::read_dir(self.wal("")).unwrap().flatten();
+        let any = files.find(|file| file.file_name().len() == 24);
+        let far = segment::number(name) + SEGMENTS_AHEAD + 1;
+        let made = Segment::read(any.expect("pg_wal holds a segment").path()).numbered(far);
+        let path = self.scratch.file(segment::name(far), made.0);
+        archive(&self.config).arg(path).run().success();
     }
 
     /// Asks for a file, as the restore_command does: into `pg_wal/RECOVERYXLOG`.

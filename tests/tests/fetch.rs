@@ -1,5 +1,7 @@
 //! What `seawall-fetch` answers PostgreSQL: 0 delivered, 1 certainly absent, 200 anything
 //! else, and nothing else ever. PostgreSQL opens the database on any other code up to 125.
+//!
+//! Each call asks the repositories itself here; `prefetch.rs` tests what is fetched ahead.
 
 use std::path::Path;
 
@@ -11,10 +13,17 @@ use seawall_tests::{
 };
 
 const FIRST: &str = "000000010000000000000001";
+const NOTHING_AHEAD: &str = "[fetch]\nahead = 0";
 
 fn write(path: &Path, content: &[u8]) {
     std::fs::write(path, content).unwrap();
     give_to_owner(path);
+}
+
+/// Where nothing is fetched ahead.
+fn site() -> Site {
+    let builder = Cluster::builder(PostgresVersion::find(15));
+    Site::configured(builder, |file| file.extra(NOTHING_AHEAD))
 }
 
 /// Archives segments that no server wrote.
@@ -53,13 +62,13 @@ fn nothing_is_left_beside(site: &Site) {
 
 #[test]
 fn each_state_of_the_archive_has_its_exit_code() {
-    let site = Site::of(15);
-    archive_numbers(&site, &[1, 2, 4]);
+    let site = site();
+    archive_numbers(&site, &[1, 2, 4, 20]);
     expect(&site, FIRST, 0);
     let plain = std::fs::read(site.fetched()).unwrap();
     assert!(plain == std::fs::read(site.wal(FIRST)).unwrap());
 
-    expect(&site, &name(5), 1);
+    expect(&site, &name(21), 1);
     let gap = expect(&site, &name(3), 200);
     assert!(
         gap.contains(&name(4)) && gap.contains("--end-at-gap"),
@@ -90,19 +99,39 @@ fn each_state_of_the_archive_has_its_exit_code() {
 }
 
 #[test]
+fn what_is_missing_with_no_more_behind_it_than_is_stored_ahead_is_absent_and_with_more_a_gap() {
+    let site = site();
+    archive_numbers(&site, &[1, 2, 5, 18]);
+    let said = expect(&site, &name(3), 1);
+    assert!(said.contains("stored ahead"), "{said}");
+    expect(&site, &name(4), 1);
+    archive_numbers(&site, &[19]);
+    let said = expect(&site, &name(3), 1);
+    assert!(said.contains("stored ahead"), "{said}");
+    archive_numbers(&site, &[20]);
+    expect(&site, &name(3), 200);
+    expect(&site, &name(4), 1);
+    archive_numbers(&site, &[3, 4]);
+    expect(&site, &name(3), 0);
+    expect(&site, &name(6), 1);
+}
+
+#[test]
 fn a_gap_is_seen_across_logs() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1, 0xff, 0x203]);
     expect(&site, &name(0x100), 200);
     expect(&site, &name(0xfe), 200);
-    expect(&site, &name(0x202), 200);
+    expect(&site, &name(0x1f2), 200);
+    expect(&site, &name(0x1f3), 1);
+    expect(&site, &name(0x202), 1);
     expect(&site, &name(0x204), 1);
     expect(&site, &name(0x300), 1);
 }
 
 #[test]
 fn a_damaged_object_is_never_delivered_and_never_absent() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1, 2]);
     let key = site.near.one_wal(FIRST);
     let whole = site.near.bytes(&key);
@@ -135,7 +164,7 @@ fn a_damaged_object_is_never_delivered_and_never_absent() {
 
 #[test]
 fn an_object_of_the_wrong_length_is_refused_even_if_its_digest_is_right() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     // Somebody stored half a segment, honestly named.
     let half = Segment::read(site.wal(FIRST)).length(8 << 20);
@@ -158,7 +187,7 @@ fn an_object_of_the_wrong_length_is_refused_even_if_its_digest_is_right() {
 
 #[test]
 fn two_contents_of_one_segment_are_a_conflict_and_a_healthy_copy_elsewhere_does_not_settle_it() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     let key = site.near.one_wal(FIRST);
     let twin = key.replace(FIRST, "X").replace("X-", &format!("{FIRST}-0"));
@@ -175,7 +204,7 @@ fn two_contents_of_one_segment_are_a_conflict_and_a_healthy_copy_elsewhere_does_
 
 #[test]
 fn a_repository_that_is_gone_or_empty_or_unreadable_leaves_a_doubt() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     for leave_empty_directory in [false, true] {
         site.near.unmount(leave_empty_directory);
@@ -222,7 +251,7 @@ fn a_repository_that_is_gone_or_empty_or_unreadable_leaves_a_doubt() {
 
 #[test]
 fn another_cluster_gets_nothing_from_an_archive_that_is_not_its_own() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     let other = Cluster::builder(PostgresVersion::find(15)).create_in(&site.scratch, "other");
     for file in [FIRST, &name(2), "00000002.history"] {
@@ -238,7 +267,7 @@ fn another_cluster_gets_nothing_from_an_archive_that_is_not_its_own() {
 
 #[test]
 fn whatever_is_wrong_with_a_call_its_code_is_200() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     let program = Programs::get().path("seawall-fetch");
     let config = site.config.path().display().to_string();
@@ -292,7 +321,7 @@ fn whatever_is_wrong_with_a_call_its_code_is_200() {
 
 #[test]
 fn a_full_disk_and_a_closed_standard_error_are_200_and_leave_nothing_behind() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     let run = |script: &str| {
         let run = Run::new("/bin/bash").args(["-c", script]);
@@ -316,7 +345,7 @@ fn a_full_disk_and_a_closed_standard_error_are_200_and_leave_nothing_behind() {
 
 #[test]
 fn killed_in_the_middle_it_leaves_no_part_of_a_file_at_the_destination() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     let whole = std::fs::read(site.wal(FIRST)).unwrap();
     let started = std::time::Instant::now();
@@ -337,13 +366,14 @@ fn killed_in_the_middle_it_leaves_no_part_of_a_file_at_the_destination() {
 
 /// Two repositories; the second holds segment 1 and 2, the first only segment 1.
 fn two_repositories() -> (Site, Stored) {
-    let mut site = Site::of(15);
+    let mut site = site();
     let root = site.scratch.directory("second");
     archive_numbers(&site, &[1]);
     site.config = ConfigFile::new()
         .cluster(&site.cluster)
         .repository(Repository::local("near", site.near.root()))
         .repository(Repository::local("second", &root))
+        .extra(NOTHING_AHEAD)
         .write(&site.scratch);
     seawall(&site.config).arg("init").run().success();
     site.push(FIRST).success();
@@ -406,6 +436,7 @@ fn a_store_that_refuses_connections_or_permission_is_a_doubt_and_never_absence()
         .cluster(&cluster)
         .repository(repository("near"))
         .repository(repository("far"))
+        .extra(NOTHING_AHEAD)
         .write(&scratch);
     cluster.archive_with(&config);
     seawall(&config).arg("init").run().success();
@@ -428,14 +459,14 @@ fn a_store_that_refuses_connections_or_permission_is_a_doubt_and_never_absence()
 
 #[test]
 fn on_a_standby_a_doubt_is_1_unless_strict_and_what_is_delivered_is_0() {
-    let site = Site::of(15);
-    archive_numbers(&site, &[1, 2, 4]);
+    let site = site();
+    archive_numbers(&site, &[1, 2, 4, 20]);
     write(&site.cluster.data().join("standby.signal"), b"");
     expect(&site, FIRST, 0);
     expect(&site, &name(3), 1);
     let strict = |file: &str| site.fetching(file).arg("--strict").run().code;
     assert_eq!(strict(&name(3)), 200);
-    assert_eq!(strict(&name(5)), 1);
+    assert_eq!(strict(&name(21)), 1);
     let key = site.near.one_wal(FIRST);
     site.near.flip(&key, 4000);
     let _ = std::fs::remove_file(site.fetched());
@@ -452,7 +483,7 @@ fn on_a_standby_a_doubt_is_1_unless_strict_and_what_is_delivered_is_0() {
 
 #[test]
 fn a_hole_in_the_histories_is_a_doubt_and_their_end_is_an_end() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1]);
     write(
         &site.wal("00000002.history"),
@@ -487,7 +518,7 @@ fn a_hole_in_the_histories_is_a_doubt_and_their_end_is_an_end() {
 
 #[test]
 fn pg_rewind_and_others_may_name_the_destination_by_any_path() {
-    let site = Site::of(15);
+    let site = site();
     archive_numbers(&site, &[1, 2]);
     let absolute = site.wal(&name(2));
     let whole = std::fs::read(&absolute).unwrap();

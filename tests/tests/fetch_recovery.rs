@@ -117,6 +117,7 @@ fn a_missing_segment_in_the_middle_stops_recovery_and_end_at_gap_ends_it_there()
     let missing = before_last[before_last.len() - 3].clone();
     assert!(!missing.contains(&last));
     let bytes = site.near.remove(&missing);
+    site.archive_far_behind(&missing.rsplit('/').next().unwrap()[..24]);
     must_not_open(&mut again, "exit code 200");
     assert!(
         again

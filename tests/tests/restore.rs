@@ -165,6 +165,7 @@ fn a_gap_is_refused_with_5_and_end_at_gap_recovers_up_to_it() {
     ));
     let bytes = site.near.remove(&site.near.one_wal(&lost));
     assert!(!bytes.is_empty());
+    site.archive_far_behind(&lost);
     let to = site.scratch.join("restored");
     let latest = site.restoring(&to).run().exits_with(5);
     latest.says(&lost).says("--end-at-gap").says("gap");

@@ -33,19 +33,5 @@ fn fetch_one() -> u8 {
         say(&format!("seawall-fetch: {}", error.one_line()));
         return DOUBT;
     }
-    match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => {
-            let code = runtime.block_on(fetch::run(&args));
-            // A disk that hangs must not keep us.
-            runtime.shutdown_background();
-            code
-        }
-        Err(error) => {
-            say(&format!("seawall-fetch: cannot start the runtime: {error}"));
-            DOUBT
-        }
-    }
+    fetch::run(&args)
 }

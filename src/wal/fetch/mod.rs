@@ -1,0 +1,251 @@
+//! Fetching one WAL file, for `seawall-fetch`.
+//!
+//! [`fetch`] never guesses: *absent* means that every repository has answered, knows the
+//! cluster, and has neither the file nor anything that should come after it. Every doubt is
+//! an error.
+//!
+//! [`Spool`] and [`prefetch`] bring the segments that PostgreSQL will ask for next, so that a
+//! call need only rename one. What they do is never more than a head start: absence, gaps,
+//! conflicts and errors are known to [`fetch`] alone, which asks the repositories anew.
+
+mod delivery;
+mod evidence;
+mod prefetch;
+mod spool;
+
+use std::path::Path;
+
+use crate::error::{Error, Exit, Result};
+use crate::postgres::{FormatError, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
+use crate::repository::System;
+use crate::repository::wal_objects::Held;
+
+use delivery::deliver;
+use evidence::{Evidence, evidence_against};
+
+pub use prefetch::{Ahead, prefetch};
+pub use spool::Spool;
+
+/// The answer to PostgreSQL's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The file is at its destination, whole and verified.
+    Delivered,
+    /// It certainly does not exist in any of the repositories.
+    Absent,
+}
+
+/// Where a file goes, and what is known of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// What PostgreSQL asks for.
+    pub name: WalFileName,
+    /// Its segment size, from pg_control.
+    pub segment_size: SegmentSize,
+    /// Where PostgreSQL wants it.
+    pub destination: &'a Path,
+    /// Accept that WAL ends where a segment is missing and later ones are there.
+    pub end_at_gap: bool,
+    /// The timelines that the recovery leaves, and where.
+    pub left: &'a [Left],
+    /// What is done about WAL that creates a tablespace.
+    pub new_tablespaces: NewTablespaces,
+}
+
+/// A timeline that a recovery leaves for its successor, and where.
+///
+/// PostgreSQL asks for a segment under the names of all timelines that it follows, newest
+/// first, and takes what it gets: where the successor has archived nothing yet, it would
+/// replay what the old primary wrote *after* the fork (PostgreSQL 18, xlogrecovery.c,
+/// `XLogFileReadAnyTLI` looks at no timeline's end).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first position that is its successor's.
+    pub at: Lsn,
+}
+
+/// `1@0/3002678`
+impl std::str::FromStr for Left {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let wrong =
+            || FormatError::new("--left", format!("{text:?} is not of the form 1@0/3000028"));
+        let (timeline, at) = text.split_once('@').ok_or_else(wrong)?;
+        Ok(Self {
+            timeline: timeline.parse()?,
+            at: at.parse()?,
+        })
+    }
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.timeline, self.at)
+    }
+}
+
+/// What is done about a segment whose replay would create a tablespace outside the data
+/// directory, at the place where the source created it: on the source's own host that place is
+/// live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum NewTablespaces {
+    /// Deliver it.
+    #[default]
+    Allow,
+    /// Deliver it where nothing lies at that place yet, or the link to it is there already.
+    Unused,
+    /// Never deliver it.
+    Refuse,
+}
+
+/// Where a segment lies on the line that a recovery follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing is known of it.
+    Open,
+    /// Before the end of a timeline that is left: it must be there.
+    Within,
+    /// It holds the end; what follows in it is not of the line.
+    Holds(Lsn),
+    /// Behind the end.
+    Behind,
+}
+
+impl Request<'_> {
+    fn place(&self) -> Place {
+        match self.name {
+            WalFileName::Segment(segment) => Place::of(segment, self.segment_size, self.left),
+            _ => Place::Open,
+        }
+    }
+}
+
+impl Place {
+    fn of(segment: SegmentName, size: SegmentSize, left: &[Left]) -> Self {
+        let left = left.iter().find(|left| left.timeline == segment.timeline);
+        match (left, segment.start(size)) {
+            (Some(left), Ok(start)) if start >= left.at => Self::Behind,
+            (Some(left), Ok(start)) if left.at.since(start) < size.bytes() => Self::Holds(left.at),
+            (Some(_), Ok(_)) => Self::Within,
+            _ => Self::Open,
+        }
+    }
+}
+
+/// Brings the file from the first of `systems` that has it to its destination.
+///
+/// The file appears there by a rename, so that a partial one is never seen. It is not synced:
+/// PostgreSQL does that itself before it relies on it (PostgreSQL 18, xlogarchive.c,
+/// `KeepFileRestoredFromArchive`).
+///
+/// # Errors
+/// Anything that leaves a doubt: a repository that does not answer, a gap, a conflict, an
+/// object that is damaged in all repositories that have it.
+pub async fn fetch(systems: &[System], request: Request<'_>) -> Result<Fetched> {
+    if request.place() == Place::Behind {
+        tracing::info!(
+            "{} lies behind the fork that recovery follows",
+            request.name
+        );
+        return Ok(Fetched::Absent);
+    }
+    let mut doubt: Option<Error> = None;
+    for system in systems {
+        match from_one(system, request).await {
+            Ok(Fetched::Delivered) => return Ok(Fetched::Delivered),
+            Ok(Fetched::Absent) => {}
+            // A conflict is not settled by asking somebody else.
+            Err(error) if error.exit() == Exit::Refused => return Err(error),
+            Err(error) => {
+                tracing::warn!("{}", error.one_line());
+                doubt.get_or_insert(error);
+            }
+        }
+    }
+    match doubt {
+        Some(error) => Err(error),
+        None => Ok(Fetched::Absent),
+    }
+}
+
+async fn from_one(system: &System, request: Request<'_>) -> Result<Fetched> {
+    if deliver_if_held(system, request).await? {
+        return Ok(Fetched::Delivered);
+    }
+    // An empty answer counts only from a repository that is there and knows this cluster.
+    tokio::try_join!(system.repository().record(), system.known_record())?;
+    let Some(evidence) = evidence_against(system, request).await? else {
+        return Ok(Fetched::Absent);
+    };
+    // A live archive may have grown between the two looks.
+    if deliver_if_held(system, request).await? {
+        return Ok(Fetched::Delivered);
+    }
+    let later = match evidence {
+        Evidence::Later(later) => later,
+        Evidence::Itself => {
+            let what = format!("the store lists {} once and then not", request.name);
+            return Err(Error::failed(what).at(system.place()).retryable(true));
+        }
+    };
+    if request.end_at_gap {
+        tracing::warn!(
+            "{} is missing and {later} is there; ending as asked",
+            request.name
+        );
+        return Ok(Fetched::Absent);
+    }
+    Err(Error::failed(format!("{} is missing in the archive, but {later} is there", request.name))
+        .at(system.place())
+        .hint(match request.name {
+            WalFileName::History(_) => "archive it from a server that still has it in pg_wal, or recover to a timeline by its number",
+            _ => "archive it from a server that still has it; to end recovery at this gap, restore with --end-at-gap",
+        }))
+}
+
+async fn deliver_if_held(system: &System, request: Request<'_>) -> Result<bool> {
+    match system.held(request.name).await? {
+        Held::Absent => Ok(false),
+        Held::Conflict(digests) => Err(system.conflict(request.name, &digests)),
+        Held::One(object, _) => deliver(system, object, request).await.map(|()| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_lies_before_in_or_behind_the_end_of_the_timeline_that_is_left() {
+        let size = SegmentSize::DEFAULT;
+        let left: Vec<Left> = ["1@0/3002678", "2@0/5000000"]
+            .map(|l| l.parse().unwrap())
+            .into();
+        assert_eq!(left[0].to_string(), "1@0/3002678");
+        for (name, place) in [
+            ("000000010000000000000002", Place::Within),
+            ("000000010000000000000003", Place::Holds(Lsn(0x300_2678))),
+            ("000000010000000000000004", Place::Behind),
+            ("000000020000000000000004", Place::Within),
+            ("000000020000000000000005", Place::Behind),
+            ("000000030000000000000005", Place::Open),
+            ("00000002.history", Place::Open),
+        ] {
+            let request = Request {
+                name: name.parse().unwrap(),
+                segment_size: size,
+                destination: Path::new("/x"),
+                end_at_gap: false,
+                left: &left,
+                new_tablespaces: NewTablespaces::Allow,
+            };
+            assert_eq!(request.place(), place, "{name}");
+        }
+        for wrong in ["", "1", "1@", "@0/1", "0@0/1", "1@3002678"] {
+            assert!(wrong.parse::<Left>().is_err(), "{wrong}");
+        }
+    }
+}

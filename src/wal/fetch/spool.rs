@@ -1,0 +1,304 @@
+//! The spool of fetched segments that wait for PostgreSQL: `pg_wal/seawall/fetch/`, seen from
+//! the call that PostgreSQL makes.
+//!
+//! One worker process fills it ([`super::prefetch`]); calls only take from it. What makes a
+//! file in it believed:
+//!
+//! - Its name, `SEGMENT-SOURCE`, is given by a rename, after every byte was written and its
+//!   digest verified. SOURCE is a digest of all that decides what the segment's bytes are.
+//! - **The worker that wrote it is alive**: it holds the lock of this directory, which is made
+//!   anew for each worker. So the file was written by this very kernel, whose page cache still
+//!   has all of it: nothing that a crash of the machine tore, and nothing of a copied or
+//!   restored disk, is ever believed. To verify each digest again would cost more than all the
+//!   rest of a call; to fsync each file before its rename would hold up who waits for it.
+//! - Its length and its first page are those of the segment that was asked for.
+//!
+//! Whoever finds a spool without its worker removes it. Locks are flock(2)'s, which end with
+//! the process that holds them, however it ends.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::{Place, Request, delivery};
+use crate::digest::PlainDigest;
+use crate::durable;
+use crate::error::{Error, IoContext, Result};
+use crate::postgres::wal_page::{LONG_HEADER_SIZE, LongPageHeader, check_segment_header};
+use crate::postgres::{SegmentName, SystemId, WalFileName};
+
+/// PostgreSQL's name for the file that recovery asks for; pg_rewind uses the segment's own.
+const RECOVERY_FILE: &str = "RECOVERYXLOG";
+/// Below pg_wal.
+const DIRECTORY: &str = "seawall/fetch";
+/// What is fetched right now ends so, and is locked by the worker.
+const PART: &str = "part";
+/// A part that does not grow for so long is not waited for.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// The spool of one data directory.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    directory: PathBuf,
+    source: PlainDigest,
+}
+
+impl Spool {
+    /// The spool for a recovery's request. `None` for anybody else's: pg_rewind goes
+    /// backwards, and nobody knows where a person goes.
+    ///
+    /// `source` is a digest of all that decides what is delivered under a segment's name.
+    pub fn of(request: &Request<'_>, source: PlainDigest) -> Option<Self> {
+        let name = request.destination.file_name()?;
+        let is_segment = matches!(request.name, WalFileName::Segment(_));
+        (is_segment && name == RECOVERY_FILE).then_some(Self {
+            source,
+            ..Self::beside(request.destination)
+        })
+    }
+
+    /// Of no source.
+    fn beside(destination: &Path) -> Self {
+        Self {
+            directory: destination.with_file_name(DIRECTORY),
+            source: PlainDigest::of(b""),
+        }
+    }
+
+    /// Delivers the requested segment if it is here, or is just being fetched. False is no
+    /// answer: the repositories must be asked.
+    pub fn take(&self, request: &Request<'_>, system: SystemId) -> Result<bool> {
+        let WalFileName::Segment(segment) = request.name else {
+            return Ok(false);
+        };
+        let place = request.place();
+        if place == Place::Behind || !self.has_worker() {
+            return Ok(false);
+        }
+        // From here on it is this call's alone.
+        let taken = self
+            .directory
+            .join(format!("{segment}.{}", std::process::id()));
+        if !self.claim(segment, &taken)? {
+            return Ok(false);
+        }
+        let delivered = check(&taken, segment, request, system).and_then(|()| {
+            delivery::publish(&taken, request.destination, place, request.segment_size)
+        });
+        if delivered.is_err() {
+            let _ = std::fs::remove_file(&taken);
+        }
+        delivered.map(|()| true)
+    }
+
+    /// Tells the worker that PostgreSQL got a segment without it.
+    pub fn tell(&self, delivered: WalFileName) -> Result<()> {
+        let WalFileName::Segment(segment) = delivered else {
+            return Ok(());
+        };
+        let (note, new) = (self.note(), self.directory.join("asked.new"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .on("create", &new)?;
+        file.write_all(self.name_of(segment).as_bytes())
+            .on("write", &new)?;
+        durable::rename_without_sync(&new, &note).on("rename to", &note)
+    }
+
+    /// Whether the disk has so many bytes left for PostgreSQL's user. Quotas are not known.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        // pg_wal is there, the spool perhaps not yet.
+        let pg_wal = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
+        nix::sys::statvfs::statvfs(pg_wal)
+            .is_ok_and(|disk| disk.blocks_available().saturating_mul(disk.fragment_size()) >= bytes)
+    }
+
+    /// Makes an empty spool for a new worker, and its lock: whoever holds that file open is
+    /// the worker. `None` where there is one already.
+    pub fn begin(&self) -> Result<Option<File>> {
+        if self.has_worker() {
+            return Ok(None);
+        }
+        self.discard()?;
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700).recursive(true);
+        let parent = self.directory.parent().unwrap_or(&self.directory);
+        builder.create(parent).on("make", parent)?;
+        match builder.recursive(false).create(&self.directory) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
+            made => made.on("make", &self.directory)?,
+        }
+        let path = self.lock();
+        let lock = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .on("create", &path)?;
+        Ok(lock.try_lock().is_ok().then_some(lock))
+    }
+
+    /// Removes what a worker that was killed has left beside `destination`.
+    pub fn discard_orphaned(destination: &Path) -> Result<()> {
+        let spool = Self::beside(destination);
+        let is_there = spool.directory.exists() || spool.ended().exists();
+        if !is_there || spool.has_worker() {
+            return Ok(());
+        }
+        spool.discard()
+    }
+
+    /// Whether `file`, opened by [`begin`](Self::begin), makes this process the worker of the
+    /// spool beside `destination`.
+    pub fn makes_worker(destination: &Path, file: &File) -> bool {
+        Self::beside(destination).is_locked_by(file)
+    }
+
+    /// Removes the spool with all that is in it. Nobody sees a part of it meanwhile.
+    pub(super) fn discard(&self) -> Result<()> {
+        let ended = self.ended();
+        let remove = || {
+            ignore_absent(std::fs::remove_dir_all(&ended))?;
+            ignore_absent(durable::rename_without_sync(&self.directory, &ended))?;
+            ignore_absent(std::fs::remove_dir_all(&ended))
+        };
+        remove().on("remove", &self.directory)?;
+        if let Some(parent) = self.directory.parent() {
+            // Somebody else's files may be there.
+            let _ = std::fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+
+    /// Whether `file` is the lock of the spool as it is now.
+    pub(super) fn is_locked_by(&self, file: &File) -> bool {
+        let same =
+            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        match (file.metadata(), std::fs::metadata(self.lock())) {
+            (Ok(ours), Ok(there)) => same(ours, there) && file.try_lock().is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Where a segment waits.
+    pub(super) fn path_of(&self, segment: SegmentName) -> PathBuf {
+        self.directory.join(self.name_of(segment))
+    }
+
+    /// Where it is while it is fetched.
+    pub(super) fn part_of(&self, segment: SegmentName) -> PathBuf {
+        self.directory.join(format!("{segment}.{PART}"))
+    }
+
+    /// What [`tell`](Self::tell) told last. `None` inside is about another source.
+    pub(super) fn told(&self) -> Option<(String, Option<SegmentName>)> {
+        let text = std::fs::read_to_string(self.note()).ok()?;
+        let segment = self.segment_of(&text);
+        Some((text, segment))
+    }
+
+    /// The segments that wait here.
+    pub(super) fn waiting(&self) -> std::io::Result<Vec<SegmentName>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            found.extend(self.segment_of(&entry?.file_name().to_string_lossy()));
+        }
+        Ok(found)
+    }
+
+    fn name_of(&self, segment: SegmentName) -> String {
+        format!("{segment}-{}", self.source)
+    }
+
+    fn segment_of(&self, name: &str) -> Option<SegmentName> {
+        let (segment, source) = name.split_once('-')?;
+        (source == self.source.to_string()).then(|| segment.parse().ok())?
+    }
+
+    fn ended(&self) -> PathBuf {
+        self.directory.with_file_name("fetch-ended")
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.directory.join("lock")
+    }
+
+    fn note(&self) -> PathBuf {
+        self.directory.join("asked")
+    }
+
+    /// Whether a worker lives.
+    pub fn has_worker(&self) -> bool {
+        let lock = File::open(self.lock());
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Renames the segment to `taken`, waiting for it where it is just being fetched.
+    fn claim(&self, segment: SegmentName, taken: &Path) -> Result<bool> {
+        let path = self.path_of(segment);
+        // Once more than one may have to wait: it may appear between two looks.
+        for _ in 0..3 {
+            match durable::rename_without_sync(&path, taken) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                renamed => return renamed.on("rename", &path).map(|()| true),
+            }
+            if !self.await_part(segment) && !path.exists() {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Waits until the worker has done with a segment, well or badly, as long as there is
+    /// progress. False where there is nothing to wait for.
+    fn await_part(&self, segment: SegmentName) -> bool {
+        let Ok(part) = File::open(self.part_of(segment)) else {
+            return false;
+        };
+        let (done, waiting) = mpsc::channel();
+        let Ok(locking) = part.try_clone() else {
+            return false;
+        };
+        // flock(2) has no time limit: the thread may stay behind, and ends with the process.
+        std::thread::spawn(move || {
+            let _ = locking.lock_shared();
+            let _ = done.send(());
+        });
+        let length = || part.metadata().map_or(0, |metadata| metadata.len());
+        let mut before = length();
+        loop {
+            match waiting.recv_timeout(STALLED) {
+                Err(mpsc::RecvTimeoutError::Timeout) if length() == before => return false,
+                Err(mpsc::RecvTimeoutError::Timeout) => before = length(),
+                _ => return true,
+            }
+        }
+    }
+}
+
+/// Whether the file is what its name says, as far as its length and its first page tell.
+fn check(path: &Path, segment: SegmentName, request: &Request<'_>, system: SystemId) -> Result<()> {
+    let mut first = [0; LONG_HEADER_SIZE];
+    let mut file = File::open(path).on("open", path)?;
+    let length = file.metadata().on("examine", path)?.len();
+    file.read_exact(&mut first).on("read", path)?;
+    LongPageHeader::parse(&first)
+        .and_then(|header| {
+            check_segment_header(&header, segment, system, request.segment_size, length)
+        })
+        .map_err(|error| Error::from(error).at(path.display()))
+}
+
+fn ignore_absent(done: std::io::Result<()>) -> std::io::Result<()> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
