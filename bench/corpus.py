@@ -25,7 +25,7 @@ class Corpus:
         self.wal = self.path / "wal"
         if not self.wal.exists():
             make(self, segments)
-        self.segments = sorted(name for name in os.listdir(self.wal) if len(name) == 24)
+        self.segments = sorted(os.listdir(self.wal))[:segments]
         if len(self.segments) < segments:
             raise SystemExit(f"{self.path} holds {len(self.segments)} segments, not {segments}: "
                              "remove it, then run this again")
