@@ -60,6 +60,9 @@ pub fn become_owner(args: &ArchiveArgs) -> Result<()> {
 
 /// Archives the file, or what is behind it.
 pub fn run(args: &ArchiveArgs) -> Result<Exit> {
+    if args.work_ahead {
+        super::detach();
+    }
     let config = args.common.load()?;
     let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
     let data_directory = data_directory(&args.path, &cluster_config.data_directory);
@@ -118,7 +121,7 @@ impl Call<'_> {
             self.start_ahead(segment);
         }
         let engine = Arc::new(self.engine()?);
-        let within = asked.filter(|_| ahead::would_be_orphaned_to_the_server(&self.data));
+        let within = asked.filter(|_| self.data.adopts_orphans());
         let pushed = run_to_end(async {
             let (enough, told) = watch::channel(false);
             let push = async {
@@ -187,7 +190,7 @@ impl Call<'_> {
             self.data.is_ready(next)
         });
         let work = next.unwrap_or(false) || !self.missing.due().is_empty();
-        if !work || ahead::would_be_orphaned_to_the_server(&self.data) {
+        if !work || self.data.adopts_orphans() {
             return;
         }
         // Released at once: the process takes it for itself.
@@ -210,7 +213,7 @@ impl Call<'_> {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         let asked: SegmentName = name.parse()?;
         // Held until the end.
-        let Some(_lock) = ahead::detach(&self.data, self.config.archive.nice)? else {
+        let Some(_lock) = ahead::begin(&self.data, self.config.archive.nice)? else {
             return Ok(Exit::Done);
         };
         let engine = Arc::new(self.engine()?);

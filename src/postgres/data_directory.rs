@@ -42,6 +42,14 @@ impl DataDirectory {
         let text = std::fs::read_to_string(self.path.join("postmaster.pid")).ok()?;
         text.lines().next()?.trim().parse().ok()
     }
+
+    /// Whether a process that outlives the command that started it would become the
+    /// postmaster's own child: in a container whose first process the postmaster is. It takes
+    /// the violent death of any child for a crash, and restarts the whole server (PostgreSQL 17,
+    /// postmaster.c, `CleanupBackend`).
+    pub fn adopts_orphans(&self) -> bool {
+        self.postmaster() == Some(1)
+    }
 }
 
 #[cfg(test)]

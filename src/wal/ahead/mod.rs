@@ -190,13 +190,6 @@ impl Ahead {
     }
 }
 
-/// Whether the process that works ahead would, orphaned, become a child of the postmaster: in
-/// a container whose first process that is. The postmaster takes the violent death of any child
-/// for a crash and restarts the whole server (PostgreSQL 17, postmaster.c, `CleanupBackend`).
-pub fn would_be_orphaned_to_the_server(data: &DataDirectory) -> bool {
-    data.postmaster() == Some(1)
-}
-
 /// Starts this program once more, in a session of its own, to work ahead of `asked`. It holds
 /// none of our files, so that nobody waits for it. A failure is no harm.
 pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
@@ -212,11 +205,9 @@ pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
     }
 }
 
-/// Leaves the session of the process that started us, and takes the lock of the one process
-/// that works ahead. `None` where another has it.
-pub fn detach(data: &DataDirectory, nice: i32) -> Result<Option<File>> {
-    // Fails only where the process leads a session already.
-    let _ = nix::unistd::setsid();
+/// Takes the lock of the one process that works ahead, and its place behind the server's own
+/// work. `None` where another has the lock.
+pub fn begin(data: &DataDirectory, nice: i32) -> Result<Option<File>> {
     let _ = rustix::process::nice(nice);
     let spool = Spool::beside(&data.pg_wal());
     spool.worker_lock().on("lock", spool.directory())
