@@ -208,7 +208,8 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
             "ABORT_PREPARED",
         ];
         let running = line.contains("rmgr: Standby") && action == "RUNNING_XACTS";
-        if !point && !running && !(transaction && ends.contains(&action)) {
+        let ends = transaction && ends.contains(&action);
+        if !(point || running || ends) {
             continue;
         }
         let mut seen = Seen {
