@@ -94,7 +94,8 @@ fn a_restore_point_of_anyones_making_is_found_recorded_and_reached() {
     let (json, said, rows) = reached(&site, "hand", &["--name", "by hand"]);
     assert_eq!((rows.as_str(), &json["backup"]), ("1", &first["id"]));
     assert!(said.contains("looking for the restore point"), "{said}");
-    assert_eq!(points(&list(&site, &[])), [("by hand".to_owned(), 1, lsn)]);
+    let known = ("by hand".to_owned(), 1, lsn);
+    assert_eq!(points(&list(&site, &[])), std::slice::from_ref(&known));
     let (_, said, rows) = reached(&site, "known", &["--name", "by hand"]);
     assert_eq!(rows, "1");
     assert!(!said.contains("looking for"), "it was read again: {said}");
