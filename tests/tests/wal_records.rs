@@ -162,6 +162,12 @@ fn seen(record: &WalRecord) -> Option<Seen> {
             time: None,
             name: name.clone(),
         },
+        Content::Running { oldest } => Seen {
+            action: "RUNNING_XACTS".to_owned(),
+            xid: *oldest,
+            time: None,
+            name: String::new(),
+        },
         Content::Tablespace(_) => return None,
     })
 }
@@ -201,7 +207,9 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
             "COMMIT_PREPARED",
             "ABORT_PREPARED",
         ];
-        if !point && !(transaction && ends.contains(&action)) {
+        let running = line.contains("rmgr: Standby") && action == "RUNNING_XACTS";
+        let ends = transaction && ends.contains(&action);
+        if !(point || running || ends) {
             continue;
         }
         let mut seen = Seen {
@@ -214,6 +222,11 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
                 String::new()
             },
         };
+        if running {
+            let (_, oldest) = rest.split_once("oldestRunningXid ").unwrap();
+            let digits: String = oldest.chars().take_while(char::is_ascii_digit).collect();
+            seen.xid = digits.parse().unwrap();
+        }
         if transaction {
             // "COMMIT_PREPARED 742: 2026-…", "PREPARE gid small: 2026-…", "COMMIT 2026-…".
             let time = match action {
@@ -279,7 +292,7 @@ fn finds_what_pg_waldump_and_sql_say(major: u32, logical: bool) {
                 time
             }
             Content::Transaction(transaction) => &transaction.time,
-            Content::Tablespace(_) => continue,
+            Content::Running { .. } | Content::Tablespace(_) => continue,
         };
         let micros = time.as_microsecond();
         assert!(before.0 <= micros && micros <= after.0, "{record:?}");

@@ -201,6 +201,8 @@ fn a_transaction_that_was_rolled_back_is_a_target_and_one_that_never_ends_is_non
     let warnings = output.success().json()["warnings"].to_string();
     assert!(warnings.contains("is not known"), "{warnings}");
     std::fs::remove_dir_all(&to).unwrap();
+    // What ended before is not looked for so far: WAL says that it was over.
+    site.restoring(&to).args(["--xid", "3"]).run().exits_with(5);
     // A name may be anywhere: there it is an error, unless the backup is named.
     let output = site.restoring(&to).args(["--name", "unheard"]).run();
     let segment = &last.rsplit('/').next().unwrap()[..24];
@@ -236,6 +238,21 @@ fn a_scan_lists_every_restore_point_once_and_on_its_own_timeline() {
     let two = point(&second, "two");
     second.archive_all(PATIENCE);
     second.wait_until_archived("00000002.history", PATIENCE);
+
+    // A search follows the line: what the first timeline wrote behind the fork is not on the
+    // second's, and what it wrote before is, though the segment is the second's copy.
+    let to = site.scratch.join("off-data");
+    let elsewhere = || {
+        site.restoring(&to)
+            .args(["--name", "left behind"])
+            .run()
+            .exits_with(5)
+    };
+    elsewhere().says("no restore point \"left behind\"");
+    let args = ["--name", "left behind", "--timeline", "1"];
+    assert_eq!(reached(&site, "left", &args).2, "1,2");
+    elsewhere().says("--timeline 1");
+    assert_eq!(reached(&site, "shared", &["--name", "shared"]).2, "");
 
     let text = site.seawall("list").arg("--scan").run().success().stdout;
     assert!(

@@ -3,7 +3,8 @@
 //! Facts, the same in PostgreSQL 14 to 18 where nothing else is said: `XLogRecord` in
 //! `src/include/access/xlogrecord.h`; `xl_xact_commit` and what follows it in `xact.h`, in the
 //! order of `ParseCommitRecord` in `xactdesc.c`; `xl_xact_prepare` in `xact.h`;
-//! `xl_restore_point` in `xlog_internal.h`; `xl_tblspc_create_rec` in
+//! `xl_restore_point` in `xlog_internal.h`; `xl_running_xacts` in `storage/standbydefs.h`;
+//! `xl_tblspc_create_rec` in
 //! `commands/tablespace.h`; the numbers of resource managers in `access/rmgrlist.h`.
 
 use std::ffi::OsStr;
@@ -22,10 +23,14 @@ const XLOG: u8 = 0;
 const TRANSACTIONS: u8 = 1;
 /// `RM_TBLSPC_ID`.
 const TABLESPACES: u8 = 5;
+/// `RM_STANDBY_ID`.
+const STANDBY: u8 = 8;
 /// The last manager of PostgreSQL's own; those of extensions have 128 and more.
 const LAST_MANAGER: u8 = 21;
 /// `XLOG_RESTORE_POINT`.
 const RESTORE_POINT: u8 = 0x70;
+/// `XLOG_RUNNING_XACTS`.
+const RUNNING: u8 = 0x10;
 /// `XLOG_TBLSPC_CREATE`.
 const TABLESPACE_CREATE: u8 = 0x00;
 /// `XLOG_XACT_HAS_INFO`.
@@ -69,6 +74,7 @@ impl Header {
             XLOG => self.info & 0xF0 == RESTORE_POINT,
             TRANSACTIONS => action(self.info).is_some(),
             TABLESPACES => self.creates_tablespace(),
+            STANDBY => self.info & 0xF0 == RUNNING,
             _ => false,
         }
     }
@@ -87,6 +93,8 @@ pub(super) fn parse(record: &[u8], major: u32) -> Option<Content> {
     match header.manager {
         XLOG => restore_point(data),
         TRANSACTIONS => transaction(&header, data, major).map(Content::Transaction),
+        // Two counts and whether there are more come before the next id, and then this one.
+        STANDBY => u32_at(data, 16).map(|oldest| Content::Running { oldest }),
         _ => tablespace(data).map(Content::Tablespace),
     }
 }

@@ -1,5 +1,5 @@
 //! Reading the few WAL records that say something about a recovery's targets: ends of
-//! transactions, prepared ones included, restore points; and which tablespaces are created
+//! transactions, prepared ones included, which of them were under way, restore points; and which tablespaces are created
 //! (where replay would write outside the data directory). PostgreSQL 14 to 18.
 //!
 //! [`WalReader`] walks over the pages of consecutive segments in bounded memory and hands out
@@ -40,6 +40,12 @@ pub enum Content {
         name: String,
         /// The server's clock.
         time: Timestamp,
+    },
+    /// What was under way: written by every checkpoint, and every 15 seconds of work.
+    Running {
+        /// The oldest transaction that had not ended, prepared ones included, or the next one.
+        /// Records that end an older one lie before this.
+        oldest: u32,
     },
     /// A tablespace outside the data directory.
     Tablespace(CreatedTablespace),

@@ -256,6 +256,39 @@ fn a_prepared_transactions_id_is_found_behind_lists_of_any_length() {
     }
 }
 
+#[test]
+fn a_record_that_a_crash_cut_off_is_passed_over_and_what_follows_is_read() {
+    let point = |name: &str, previous| {
+        let mut data = 1_000_000u64.to_le_bytes().to_vec();
+        data.extend(name.as_bytes());
+        data.resize(72, 0);
+        record(0, 0x70, previous, &data)
+    };
+    let begin = 0x100_0028;
+    let mut content = point("before", 0xFF_FF00);
+    content.extend(record(1, 0, begin, &[7; 9000]));
+    let mut bytes = segment(0xD110, &content);
+    // XLP_FIRST_IS_OVERWRITE_CONTRECORD: nothing goes on here, and the next record names the
+    // last that was complete.
+    bytes[8192 + 2] = 8;
+    bytes[8192 + 16..8192 + 20].fill(0);
+    let behind = point("behind", begin);
+    bytes[8192 + 24..][..behind.len()].copy_from_slice(&behind);
+    bytes[8192 + 24 + behind.len()..16384].fill(0);
+    let mut found = Vec::new();
+    let read = WalReader::new().read(&bytes[..], |record| found.push(record));
+    read.unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|record| match &record.content {
+            Content::RestorePoint { name, .. } => (name.as_str(), record.start.0),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let page = 0x100_0000 + 8192 + 24;
+    assert_eq!(found, [("before", begin), ("behind", page)]);
+}
+
 proptest! {
     #[test]
     fn garbage_is_an_error_or_an_end_and_never_a_panic(
@@ -272,7 +305,7 @@ proptest! {
     #[test]
     fn a_record_with_any_content_is_understood_or_passed_over_and_never_a_panic(
         data in proptest::collection::vec(any::<u8>(), 0..300),
-        manager in 0u8..7, info: u8, major in 14u32..19
+        manager in 0u8..10, info: u8, major in 14u32..19
     ) {
         // The checksum is right: only what it says is wrong.
         let mut previous = 0xFF_FF00;

@@ -158,7 +158,6 @@ impl<'a> Planner<'a> {
     async fn transaction(&mut self, xid: u64, chosen: Option<&'a Marker>) -> Result<Bound> {
         let known = self.catalogue.backups.iter();
         let known = known.map(|backup| backup.next_xid).max().unwrap_or(0);
-        // PostgreSQL, too, is given 64 bits and compares the lower half.
         let xid = nearest_epoch(xid, known);
         let starts = match chosen {
             Some(chosen) => vec![chosen],
@@ -167,21 +166,25 @@ impl<'a> Planner<'a> {
         let Some(first) = starts.first() else {
             return Err(self.nothing_reaches(Bound::None));
         };
-        match self.find_end(xid as u32, &starts).await {
+        match self.find_end(xid, &starts).await {
             Search::Found((start, end)) => Ok(Bound::Transaction { start, end }),
             Search::Absent(_) => {
-                let mut error = format!(
-                    "transaction {xid} neither commits nor aborts in the archived WAL of timeline {} behind {}",
-                    self.history.timeline, first.start_lsn
-                );
-                if chosen.is_some() {
-                    error += &format!(", where backup {} begins", first.id);
-                }
-                let reached = self.reached_by(&starts).await;
-                Err(self.unreachable(error).hint(format!(
-                    "{}; a subtransaction has no end of its own: take the id of its top transaction",
-                    self.reachable(reached, None)
-                )))
+                let place = match chosen {
+                    Some(backup) => format!("behind the start of backup {}", backup.id),
+                    None => format!("of timeline {}", self.history.timeline),
+                };
+                // It may have ended before there was a backup.
+                let reached = match first.next_xid > xid {
+                    true => self.earliest(),
+                    false => self.reachable(self.reached_by(&starts).await, None),
+                };
+                Err(self
+                    .unreachable(format!(
+                        "transaction {xid} neither commits nor aborts in the archived WAL {place}"
+                    ))
+                    .hint(format!(
+                        "{reached}; a subtransaction has no end of its own: take the id of its top transaction"
+                    )))
             }
             Search::Unknown(error) => {
                 self.warnings.push(format!(
@@ -205,7 +208,7 @@ impl<'a> Planner<'a> {
 
 /// The 64-bit transaction id nearest to `known` whose lower half is `xid`; a larger one is
 /// whole already.
-fn nearest_epoch(xid: u64, known: u64) -> u64 {
+pub(super) fn nearest_epoch(xid: u64, known: u64) -> u64 {
     const EPOCH: u64 = 1 << 32;
     if xid >= EPOCH {
         return xid;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::Planner;
+use super::aim::nearest_epoch;
 use crate::error::{Error, Result};
 use crate::postgres::Lsn;
 use crate::postgres::wal_records::{Content, WalRecord};
@@ -85,32 +86,36 @@ impl<'a> Planner<'a> {
     }
 
     /// Where the record that ends transaction `xid` begins and ends: the first behind the
-    /// oldest of `backups`.
-    pub(super) async fn find_end(&self, xid: u32, backups: &[&'a Marker]) -> Search<(Lsn, Lsn)> {
+    /// oldest of `backups`. The search ends where WAL says that nothing so old is under way.
+    pub(super) async fn find_end(&self, xid: u64, backups: &[&'a Marker]) -> Search<(Lsn, Lsn)> {
         let parts = match self.parts(backups).await {
             Ok(parts) => parts,
             Err(error) => return Search::Unknown(error),
         };
         let progress = announce(&format!("the end of transaction {xid}"), &parts);
+        let mut search = Search::Absent(None);
         for part in &parts {
-            let found = self.first_in(part, &progress, move |record| {
-                let ended = record.transaction_end()?;
-                (ended.xid == Some(xid)).then_some((record.start, record.end))
+            let known = part.backup.next_xid;
+            let found = self.first_in(part, &progress, move |record| match record.content {
+                Content::Running { oldest } if nearest_epoch(oldest.into(), known) > xid => {
+                    Some(None)
+                }
+                _ => {
+                    // PostgreSQL, too, compares the lower half.
+                    let ended = record.transaction_end()?.xid == Some(xid as u32);
+                    ended.then_some(Some((record.start, record.end)))
+                }
             });
-            match found.await {
-                Ok(Some(found)) => {
-                    progress.clear();
-                    return Search::Found(found);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    progress.clear();
-                    return Search::Unknown(error);
-                }
-            }
+            search = match found.await {
+                Ok(None) => continue,
+                Ok(Some(None)) => Search::Absent(None),
+                Ok(Some(Some(found))) => Search::Found(found),
+                Err(error) => Search::Unknown(error),
+            };
+            break;
         }
         progress.clear();
-        Search::Absent(None)
+        search
     }
 
     /// How far archived WAL reaches from any of `backups`.
