@@ -32,7 +32,8 @@ test-long: ## The same with the long tests, and PostgreSQL 14 and 17
 check: ## Format, lints, documentation, dependencies, unit tests
 	scripts/check
 
-bench: ## Memory, and the cost of an archive call against zstd
+bench: ## Archiving and fetching beside pgBackRest, zstd and cp; memory (about half an hour)
+	scripts/setup bench
 	$(PRODUCT)
 	bench/run
 

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use seawall::cli::{self, Seawall, Verb, backup, check, init, list, restore_point, siblings};
+use seawall::cli::{self, Seawall, Verb, backup, check, init, list, restore_point, siblings, wal};
 use seawall::error::{Error, Exit, Result};
 
 fn main() -> ExitCode {
@@ -39,6 +39,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
             args.common.log_level,
             Box::new(move || restore_point::run(&args)),
         ),
+        Verb::Wal(args) => (args.common().log_level, Box::new(move || wal::run(&args))),
         Verb::Restore(_) | Verb::Drill(_) | Verb::Archive(_) | Verb::Fetch(_) => {
             let error = Error::usage("this verb is a program of its own")
                 .hint("write it first: seawall VERB [OPTIONS]");

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use seawall::cli::archive::{self, ArchiveArgs};
 use seawall::cli::{report, set_umask, start_logging};
-use seawall::error::Error;
 
 fn main() -> ExitCode {
     set_umask();
@@ -18,22 +17,7 @@ fn main() -> ExitCode {
         if let Err(error) = archive::become_owner(&args) {
             return report(&error);
         }
-        // One thread for the store, and tokio's blocking threads for compression and files: a
-        // start costs less than with a pool.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        match runtime {
-            Ok(runtime) => {
-                let exit = runtime
-                    .block_on(archive::run(&args))
-                    .unwrap_or_else(|error| report(&error));
-                // A disk that hangs must not keep us: what is not finished does not count.
-                runtime.shutdown_background();
-                exit
-            }
-            Err(error) => report(&Error::failed("cannot start the runtime").because(error)),
-        }
+        archive::run(&args).unwrap_or_else(|error| report(&error))
     });
     exit.map_or(ExitCode::from(archive::PANICKED), ExitCode::from)
 }

@@ -1,30 +1,47 @@
-//! `seawall-archive`, the archive_command. It speaks to PostgreSQL: 0 means durable in every
-//! push target, 1 to 125 that it will be tried again, and nothing else ever comes out, for
-//! PostgreSQL hides what ends by a signal or with more than 125.
+//! `seawall-archive`, the archive_command. It speaks to PostgreSQL: 0 means durable in as many
+//! push targets as `archive_ack` asks for, 1 to 125 that it will be tried again, and nothing
+//! else ever comes out, for PostgreSQL hides what ends by a signal or with more than 125.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
+use tokio::sync::watch;
 
 use super::Common;
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::postgres::control::ControlFile;
-use crate::repository::Repository;
-use crate::wal::push::{self, Outcome, WalFile};
+use crate::postgres::data_directory::DataDirectory;
+use crate::postgres::{SegmentName, WalFileName};
+use crate::wal::ahead::spool::{Claim, Identity, Spool, Whose};
+use crate::wal::ahead::{self, Ahead};
+use crate::wal::missing::Missing;
+use crate::wal::push::{Engine, WalFile};
 
 /// The exit code after a panic: a failure that PostgreSQL counts and tries again.
 pub const PANICKED: u8 = 120;
 
+/// A segment that is being archived ahead is waited for so long before we do it ourselves.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Archive one WAL file into every repository: PostgreSQL's archive_command
 ///
 /// Set archive_command = '/usr/bin/seawall-archive %p'. Exit code 0: the file is durable in
-/// every push target. Exit code 1 to 125: it is not, and PostgreSQL tries again.
+/// every push target, or in as many as archive_ack asks for. Exit code 1 to 125: it is not,
+/// and PostgreSQL tries again. Where more segments wait, a second process archives them ahead
+/// of PostgreSQL's asking and ends by itself; [archive] ahead = 0 turns that off.
 #[derive(Debug, Parser)]
 #[command(name = "seawall-archive", version, max_term_width = 100)]
 pub struct ArchiveArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,
+    /// Archive what is ready behind this file, not the file itself
+    #[arg(long, hide = true)]
+    pub work_ahead: bool,
     /// The file, relative to the data directory, as PostgreSQL's %p gives it
     #[arg(value_name = "%p")]
     pub path: PathBuf,
@@ -41,36 +58,199 @@ pub fn become_owner(args: &ArchiveArgs) -> Result<()> {
     super::become_owner_of(&data_directory(&args.path, &cluster.data_directory))
 }
 
-/// Archives the file.
-pub async fn run(args: &ArchiveArgs) -> Result<Exit> {
+/// Archives the file, or what is behind it.
+pub fn run(args: &ArchiveArgs) -> Result<Exit> {
+    if args.work_ahead {
+        super::detach();
+    }
     let config = args.common.load()?;
     let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
-    let control = ControlFile::read(&data_directory(&args.path, &cluster_config.data_directory))?;
-    let file = WalFile::open(&args.path, &control)?;
-    let name = file.name();
-    let (repositories, mut failures) = Repository::open_each(&config, &[])?;
-    if repositories.is_empty() && failures.is_empty() {
-        return Err(Error::usage("no repository is configured"));
+    let data_directory = data_directory(&args.path, &cluster_config.data_directory);
+    let control = ControlFile::read(&data_directory)?;
+    let data = DataDirectory::at(&data_directory);
+    let whose = Whose {
+        cluster: cluster.to_owned(),
+        system_id: control.system_id,
+    };
+    let call = Call {
+        missing: Missing::beside(&data.pg_wal()),
+        spool: Spool::beside(&data.pg_wal()),
+        config: &config,
+        whose,
+        control,
+        data,
+    };
+    match args.work_ahead {
+        true => call.work_ahead(&args.path),
+        false => call.archive(&args.path),
     }
-    let outcomes = push::push(&repositories, cluster, &control, file, config.compression).await?;
-    for (repository, outcome) in repositories.iter().zip(outcomes) {
-        match outcome {
-            Ok(Outcome::Stored) => tracing::debug!("{name}: stored in {}", repository.place()),
-            Ok(Outcome::Present) => {
-                tracing::debug!("{name}: already there in {}", repository.place());
+}
+
+/// One call of the archive_command.
+struct Call<'a> {
+    config: &'a Config,
+    whose: Whose,
+    control: ControlFile,
+    data: DataDirectory,
+    spool: Spool,
+    missing: Missing,
+}
+
+impl Call<'_> {
+    fn archive(&self, path: &Path) -> Result<Exit> {
+        let file = WalFile::open(path, &self.control)?;
+        let name = file.name();
+        // Working ahead concerns the segments that PostgreSQL itself asks for.
+        let asked = match name {
+            WalFileName::Segment(segment)
+                if self.config.archive.ahead > 0 && self.data.is_ready(segment) =>
+            {
+                Some(segment)
             }
-            Err(error) => failures.push(error),
+            _ => None,
+        };
+        let mut claim = asked.and_then(|segment| self.claim(segment));
+        if let Some(claim) = &mut claim
+            && let Some(lacking) = self.done_ahead(path, claim)
+        {
+            tracing::debug!("{name}: archived ahead");
+            return self.acknowledge(name, &lacking, asked);
+        }
+        // What is missing and what is ready behind goes its way while we do our part.
+        if let Some(segment) = asked {
+            self.start_ahead(segment);
+        }
+        let engine = Arc::new(self.engine()?);
+        let within = asked.filter(|_| self.data.adopts_orphans());
+        let pushed = run_to_end(async {
+            let (enough, told) = watch::channel(false);
+            let push = async {
+                let pushed = engine.push(file).await;
+                enough.send_replace(true);
+                pushed
+            };
+            match within {
+                Some(segment) => {
+                    let ahead = self.ahead(&engine).work(segment, told);
+                    tokio::join!(push, ahead).0
+                }
+                None => push.await,
+            }
+        })?;
+        if let Some(claim) = claim {
+            claim.remove();
+        }
+        self.acknowledge(name, &pushed.lacking, None)
+    }
+
+    /// Takes the segment for ourselves, waiting for the process that archives it ahead. A
+    /// spool that cannot be written is no reason not to archive.
+    fn claim(&self, segment: SegmentName) -> Option<Claim> {
+        self.spool.claim(segment, PATIENCE).unwrap_or_else(|error| {
+            tracing::debug!("no spool in {}: {error}", self.spool.directory().display());
+            None
+        })
+    }
+
+    /// Whether the file is already where it must be. Then the repositories that lack it.
+    fn done_ahead(&self, path: &Path, claim: &mut Claim) -> Option<Vec<String>> {
+        let record = claim.record(&self.whose, &Identity::of(path).ok()?)?;
+        let (held, lacking): (Vec<_>, Vec<_>) = self.config.repository.iter().partition(|r| {
+            let ours = |(name, url): &(String, String)| *name == r.name && *url == r.url;
+            record.held_by.iter().any(ours)
+        });
+        let needed = self.config.archive_ack.needed(self.config.repository.len());
+        (held.len() >= needed).then(|| lacking.iter().map(|r| r.name.clone()).collect())
+    }
+
+    /// Notes what other repositories lack, and sees to it that somebody goes on.
+    fn acknowledge(
+        &self,
+        name: WalFileName,
+        lacking: &[String],
+        asked: Option<SegmentName>,
+    ) -> Result<Exit> {
+        for repository in lacking {
+            tracing::warn!("{name} is archived without repository {repository}, which lacks it");
+            if let Err(error) = self.missing.note(repository, name) {
+                tracing::warn!("cannot note that; `seawall check` finds it: {error}");
+            }
+        }
+        if let Some(segment) = asked {
+            self.start_ahead(segment);
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Starts the process that works ahead if there is work and nobody at it.
+    fn start_ahead(&self, asked: SegmentName) {
+        let size = self.control.segment_size;
+        let next = asked.number(size).map(|number| {
+            let next = SegmentName::new(asked.timeline, number + 1, size);
+            self.data.is_ready(next)
+        });
+        let work = next.unwrap_or(false) || !self.missing.due().is_empty();
+        if !work || self.data.adopts_orphans() {
+            return;
+        }
+        // Released at once: the process takes it for itself.
+        if matches!(self.spool.worker_lock(), Ok(Some(_))) {
+            let path = Path::new("pg_wal").join(asked.to_string());
+            let arguments: [&OsStr; 6] = [
+                "--work-ahead".as_ref(),
+                "--config".as_ref(),
+                self.config.path.as_os_str(),
+                "--cluster".as_ref(),
+                self.whose.cluster.as_ref(),
+                path.as_os_str(),
+            ];
+            ahead::start(&arguments, &self.data);
         }
     }
-    // Each is said, and the first decides.
-    let mut failures = failures.into_iter();
-    let Some(first) = failures.next() else {
-        return Ok(Exit::Done);
-    };
-    for error in failures {
-        tracing::error!("{}", error.one_line());
+
+    /// The process that works ahead.
+    fn work_ahead(&self, path: &Path) -> Result<Exit> {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let asked: SegmentName = name.parse()?;
+        // Held until the end.
+        let Some(_lock) = ahead::begin(&self.data, self.config.archive.nice)? else {
+            return Ok(Exit::Done);
+        };
+        let engine = Arc::new(self.engine()?);
+        run_to_end(async {
+            let (_never, told) = watch::channel(false);
+            self.ahead(&engine).work(asked, told).await;
+            Ok(Exit::Done)
+        })
     }
-    Err(first)
+
+    fn engine(&self) -> Result<Engine> {
+        let lagging = self.missing.repositories();
+        Engine::open(self.config, &self.whose.cluster, &self.control, lagging)
+    }
+
+    fn ahead(&self, engine: &Arc<Engine>) -> Arc<Ahead> {
+        Ahead::new(
+            Arc::clone(engine),
+            self.config,
+            self.data.clone(),
+            self.whose.clone(),
+            self.control.clone(),
+        )
+    }
+}
+
+/// Runs on one thread for the stores, and tokio's blocking threads for compression and files:
+/// a start costs less than with a pool.
+fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    let result = runtime.block_on(work);
+    // A disk that hangs must not keep us: what is not finished does not count.
+    runtime.shutdown_background();
+    result
 }
 
 /// The data directory that the file belongs to: what holds its pg_wal, as PostgreSQL's

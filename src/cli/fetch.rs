@@ -15,6 +15,7 @@ use crate::digest::PlainDigest;
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::DataDirectory;
 use crate::repository::{Repository, System};
 use crate::wal::fetch::{self, Ahead, Fetched, Left, NewTablespaces, Request, Spool};
 
@@ -112,7 +113,12 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
     // A disk that hangs must not keep us.
     runtime.shutdown_background();
     if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
-        && let Err(error) = go_ahead(spool, *ahead, call.request.name)
+        && let Err(error) = go_ahead(
+            spool,
+            *ahead,
+            call.request.name,
+            &DataDirectory::at(data_directory),
+        )
     {
         tracing::warn!("nothing is fetched ahead: {}", error.one_line());
     }
@@ -213,9 +219,18 @@ impl<'a> Call<'a> {
 
 /// Lets the segments behind the one that was delivered be fetched: by the worker that there is,
 /// or by a new one.
-fn go_ahead(spool: &Spool, ahead: Ahead, delivered: WalFileName) -> Result<()> {
+fn go_ahead(
+    spool: &Spool,
+    ahead: Ahead,
+    delivered: WalFileName,
+    data_directory: &DataDirectory,
+) -> Result<()> {
     if spool.has_worker() {
         return spool.tell(delivered);
+    }
+    // It would be restarted with us if somebody killed the worker.
+    if data_directory.adopts_orphans() {
+        return Ok(());
     }
     if !spool.has_room(ahead.reserve()) {
         return Ok(());
@@ -240,15 +255,13 @@ fn go_ahead(spool: &Spool, ahead: Ahead, delivered: WalFileName) -> Result<()> {
 /// What the worker does. Its exit code is 0 even if it fails: where the server is the first
 /// process of a container it inherits the worker, and takes another code for a crash of its own.
 fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8 {
-    close_inherited();
+    super::detach();
     let lock = std::io::stdin().as_fd().try_clone_to_owned();
     let lock = lock.map(std::fs::File::from).ok();
     let Some(lock) = lock.filter(|lock| Spool::makes_worker(destination, lock)) else {
         // Somebody gave the hidden option to PostgreSQL: nothing was delivered.
         return DOUBT;
     };
-    // A signal for the server and all that it started is none for the worker.
-    let _ = nix::unistd::setsid();
     let work = || -> Result<()> {
         let call = Call::of(args, destination, data_directory)?;
         let Some((spool, ahead)) = call.spool()? else {
@@ -268,22 +281,6 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
     // Nobody would read why; the next call asks for itself.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     0
-}
-
-/// Up to version 15 PostgreSQL's commands inherit its open files. Who keeps them for as long as
-/// a recovery takes keeps the space of every table that is dropped meanwhile.
-fn close_inherited() {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
-        return;
-    };
-    let numbers = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let inherited: Vec<i32> = numbers.filter(|number| *number > 2).collect();
-    // The directory that was read is among them, and closed already.
-    for number in inherited {
-        let _ = nix::unistd::close(number);
-    }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -1,18 +1,22 @@
 //! `seawall list`.
 
+mod text;
+
 use std::collections::BTreeMap;
 
 use clap::Parser;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Common;
-use super::output::{moment, print, print_json, size, table};
+use super::output::print_json;
+use super::{Common, become_cluster_owner};
 use crate::error::{Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
-use crate::repository::catalogue::{Catalogue, Reach};
+use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
 use crate::repository::keys::{BackupId, BackupKind};
-use crate::repository::points::RestorePoint;
+use crate::repository::line::Archived;
+use crate::repository::points::{self, PointScan, RestorePoint};
+use crate::repository::windows::Window;
 use crate::repository::{Repository, System};
 
 /// Show backups, WAL, gaps, restore points and what one can recover to
@@ -24,6 +28,10 @@ pub struct ListArgs {
     /// A repository; may be repeated [default: all]
     #[arg(long, value_name = "NAME")]
     pub repository: Vec<String>,
+    /// Read all archived WAL for restore points, of whoever's making, and record those that
+    /// are not recorded yet. Takes as long as fetching and decompressing all of it
+    #[arg(long)]
+    pub scan: bool,
     /// Print it as JSON
     #[arg(long)]
     pub json: bool,
@@ -53,6 +61,11 @@ struct ListedSystem {
     backups: Vec<ListedBackup>,
     unfinished_backups: Vec<BackupId>,
     restore_points: Vec<RestorePoint>,
+    /// Backups and restore points whose records cannot be used.
+    unreadable: Vec<Unreadable>,
+    /// What --scan has read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scan: Option<PointScan>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +98,9 @@ struct ListedBackup {
     /// What one can recover to from this backup; absent where its own WAL is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     reach: Option<Reach>,
+    /// The same in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Window>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_drill: Option<LastDrill>,
 }
@@ -99,7 +115,11 @@ struct LastDrill {
 /// Lists what the repositories hold.
 pub fn run(args: &ListArgs) -> Result<Exit> {
     let config = args.common.load()?;
-    let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
+    let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
+    if args.scan {
+        // It writes what it finds.
+        become_cluster_owner(cluster_config)?;
+    }
     Ok(super::run(async {
         let mut listed = Listed {
             format: 1,
@@ -110,7 +130,7 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
             let drills = last_drills(&repository, cluster).await?;
             let mut systems = Vec::new();
             for (system, _) in repository.systems(cluster).await? {
-                systems.push(list_system(&system, &drills).await?);
+                systems.push(list_system(&system, &drills, args.scan).await?);
             }
             listed.repositories.push(ListedRepository {
                 name: repository.name().to_owned(),
@@ -121,7 +141,7 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
         if args.json {
             print_json(&listed)?;
         } else {
-            listed.repositories.iter().for_each(print_repository);
+            listed.repositories.iter().for_each(text::print_repository);
         }
         Ok(Exit::Done)
     }))
@@ -130,41 +150,14 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
 async fn list_system(
     system: &System,
     drills: &BTreeMap<BackupId, LastDrill>,
+    scan: bool,
 ) -> Result<ListedSystem> {
     let catalogue = Catalogue::load(system).await?;
-    let record = &catalogue.record;
-    let size = record.segment_size;
     let archived = catalogue.everything_archived().await?;
-    let timelines = archived
-        .iter()
-        .map(|(timeline, wal)| {
-            let parent = catalogue
-                .histories
-                .get(timeline)
-                .and_then(|h| h.parents.last());
-            let name = |number| SegmentName::new(*timeline, number, size);
-            ListedTimeline {
-                timeline: *timeline,
-                parent: parent.map(|parent| parent.timeline),
-                switch_lsn: parent.map(|parent| parent.switch),
-                segments: wal
-                    .runs
-                    .iter()
-                    .map(|run| [name(run.first), name(run.last)])
-                    .collect(),
-                stored_bytes: wal.runs.iter().map(|run| run.stored_bytes).sum(),
-                gaps: wal
-                    .gaps()
-                    .map(|(first, last)| [name(first), name(last)])
-                    .collect(),
-                conflicts: wal.conflicts.clone(),
-            }
-        })
-        .collect();
-    let backups = catalogue
-        .backups
-        .iter()
-        .map(|backup| ListedBackup {
+    let windows = catalogue.windows(&archived).await;
+    let backups = catalogue.backups.iter().zip(windows);
+    let backups = backups
+        .map(|(backup, window)| ListedBackup {
             id: backup.id.clone(),
             kind: backup.kind,
             postgresql_major: backup.major(),
@@ -178,23 +171,68 @@ async fn list_system(
             stored_bytes: backup.stored_bytes,
             damaged_pages: backup.damaged_page_count,
             reach: catalogue.reach(backup, &archived),
+            window,
             last_drill: drills.get(&backup.id).cloned(),
         })
         .collect();
-    let finished: Vec<_> = catalogue.backups.iter().map(|backup| &backup.id).collect();
+    let finished = catalogue.backups.iter().map(|backup| &backup.id);
+    let unreadable = catalogue.unreadable.iter();
+    let finished: Vec<&BackupId> = finished
+        .chain(unreadable.filter_map(|object| object.backup.as_ref()))
+        .collect();
     let mut unfinished_backups = system.backup_ids().await?;
     unfinished_backups.retain(|id| !finished.contains(&id));
+    let mut restore_points = catalogue.points.clone();
+    let scan = match scan {
+        true => Some(catalogue.scan_points(&archived).await),
+        false => None,
+    };
+    if let Some(scan) = &scan {
+        system.remember_points(&scan.points, &restore_points).await;
+        restore_points.extend(scan.points.iter().cloned());
+        points::sort(&mut restore_points);
+    }
     Ok(ListedSystem {
         cluster: system.cluster().to_owned(),
         system_id: system.id(),
-        postgresql_major: record.postgresql_major,
-        segment_size: size.bytes(),
-        first_seen: record.first_seen,
-        timelines,
+        postgresql_major: catalogue.record.postgresql_major,
+        segment_size: catalogue.record.segment_size.bytes(),
+        first_seen: catalogue.record.first_seen,
+        timelines: list_timelines(&catalogue, &archived),
         backups,
         unfinished_backups,
-        restore_points: catalogue.points,
+        restore_points,
+        unreadable: catalogue.unreadable,
+        scan,
     })
+}
+
+fn list_timelines(catalogue: &Catalogue, archived: &Archived) -> Vec<ListedTimeline> {
+    let size = catalogue.record.segment_size;
+    let timelines = archived.iter().map(|(timeline, wal)| {
+        let parent = catalogue
+            .histories
+            .get(timeline)
+            .and_then(|h| h.parents.last());
+        let name = |number| SegmentName::new(*timeline, number, size);
+        ListedTimeline {
+            timeline: *timeline,
+            parent: parent.map(|parent| parent.timeline),
+            switch_lsn: parent.map(|parent| parent.switch),
+            segments: wal
+                .runs
+                .iter()
+                .map(|run| [name(run.first), name(run.last)])
+                .collect(),
+            stored_bytes: wal.runs.iter().map(|run| run.stored_bytes).sum(),
+            gaps: wal
+                .gaps()
+                .map(|(first, last)| [name(first), name(last)])
+                .collect(),
+            conflicts: wal.conflicts.clone(),
+        }
+    });
+    timelines.collect()
 }
 
 /// The newest drill of each backup.
@@ -213,118 +251,4 @@ async fn last_drills(
         );
     }
     Ok(last)
-}
-
-fn print_repository(repository: &ListedRepository) {
-    print(&format!(
-        "repository {} ({})",
-        repository.name, repository.url
-    ));
-    if repository.systems.is_empty() {
-        print("  nothing of this cluster");
-    }
-    for system in &repository.systems {
-        print(&format!(
-            "\ncluster {}, system {}, PostgreSQL {}",
-            system.cluster, system.system_id, system.postgresql_major
-        ));
-        print_backups(&system.backups);
-        print_timelines(&system.timelines);
-        if !system.restore_points.is_empty() {
-            let rows = system.restore_points.iter().map(|point| {
-                vec![
-                    point.name.clone(),
-                    point.timeline.to_string(),
-                    point.lsn.to_string(),
-                    moment(point.time),
-                ]
-            });
-            print(&table(
-                &["restore point", "timeline", "LSN", "time"],
-                rows.collect(),
-            ));
-        }
-        for id in &system.unfinished_backups {
-            print(&format!("unfinished, or still running: {id}"));
-        }
-    }
-}
-
-fn print_backups(backups: &[ListedBackup]) {
-    let rows = backups.iter().map(|backup| {
-        let (to, until) = match &backup.reach {
-            Some(reach) => (reach.end.to_string(), moment(reach.end_stored)),
-            None => ("WAL missing".to_owned(), "-".to_owned()),
-        };
-        let proven = match &backup.last_drill {
-            Some(LastDrill { time, passed: true }) => moment(*time),
-            Some(LastDrill {
-                time,
-                passed: false,
-            }) => format!("FAILED {}", moment(*time)),
-            None => "never".to_owned(),
-        };
-        vec![
-            backup.id.to_string(),
-            backup.timeline.to_string(),
-            size(backup.bytes),
-            size(backup.stored_bytes),
-            moment(backup.stop_time),
-            backup.stop_lsn.to_string(),
-            to,
-            until,
-            proven,
-        ]
-    });
-    let header = [
-        "backup",
-        "timeline",
-        "size",
-        "stored",
-        "recovers from",
-        "LSN",
-        "to LSN",
-        "stored until",
-        "last drill",
-    ];
-    if backups.is_empty() {
-        print("no finished backup");
-    } else {
-        print(&table(&header, rows.collect()));
-    }
-}
-
-fn print_timelines(timelines: &[ListedTimeline]) {
-    let rows = timelines.iter().map(|timeline| {
-        let range = match (timeline.segments.first(), timeline.segments.last()) {
-            (Some([first, _]), Some([_, last])) => format!("{first} to {last}"),
-            _ => "none".to_owned(),
-        };
-        let from = match (timeline.parent, timeline.switch_lsn) {
-            (Some(parent), Some(lsn)) => format!("{parent} at {lsn}"),
-            _ => "-".to_owned(),
-        };
-        vec![
-            timeline.timeline.to_string(),
-            from,
-            range,
-            size(timeline.stored_bytes),
-            timeline.gaps.len().to_string(),
-            timeline.conflicts.len().to_string(),
-        ]
-    });
-    let header = ["timeline", "from", "WAL", "stored", "gaps", "conflicts"];
-    if !timelines.is_empty() {
-        print(&table(&header, rows.collect()));
-    }
-    for timeline in timelines {
-        for [first, last] in &timeline.gaps {
-            print(&format!("GAP: {first} to {last} are missing"));
-        }
-        for segment in &timeline.conflicts {
-            print(&format!(
-                "CONFLICT: {segment} is archived with different contents"
-            ));
-        }
-    }
 }

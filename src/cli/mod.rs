@@ -12,6 +12,9 @@ mod output;
 pub mod restore;
 pub mod restore_point;
 pub mod siblings;
+pub mod wal;
+pub mod wal_resolve;
+pub mod wal_verify;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -57,6 +60,8 @@ pub enum Verb {
     Restore(restore::RestoreArgs),
     /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
     Drill(drill::DrillArgs),
+    /// Verify archived WAL, and settle conflicts in it
+    Wal(wal::WalArgs),
     /// Archive one WAL file (runs seawall-archive)
     Archive(archive::ArchiveArgs),
     /// Fetch one WAL file (runs seawall-fetch)
@@ -105,6 +110,25 @@ pub fn start_logging(level: tracing::Level) {
 /// Objects and files of ours are for PostgreSQL's user and its group only.
 pub fn set_umask() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
+}
+
+/// Makes this process a worker that outlives the server's command which started it: signals
+/// for the server and all that it started are none for it, and it keeps none of the server's
+/// files open. Up to version 15 PostgreSQL's commands inherit those, and who keeps them keeps
+/// the space of every table that is dropped meanwhile.
+fn detach() {
+    let _ = nix::unistd::setsid();
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let numbers = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let inherited: Vec<i32> = numbers.filter(|number| *number > 2).collect();
+    // The directory that was read is among them, and closed already.
+    for number in inherited {
+        let _ = nix::unistd::close(number);
+    }
 }
 
 /// Runs a verb to its end on a runtime of its own; Ctrl-C, SIGTERM and SIGHUP give it up.

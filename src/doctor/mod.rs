@@ -1,6 +1,7 @@
 //! The doctor: examines the server, its archiving and every repository, and says for each
 //! finding what to do. It changes nothing but a WAL switch and a probe object that it removes.
 
+mod backlog;
 mod repository;
 mod server;
 
@@ -128,11 +129,9 @@ pub async fn examine(
         }
         Err(error) => findings.failed("server", &error),
     }
-    for repository in &repositories {
-        repository::examine(repository, cluster_name, control.as_ref(), &mut findings).await;
-    }
+    let mut tried = None;
     if let (Some(client), Some(control)) = (&server, &control) {
-        server::try_archiving(
+        tried = server::try_archiving(
             client,
             cluster_name,
             control,
@@ -142,5 +141,16 @@ pub async fn examine(
         )
         .await;
     }
+    if let Some(control) = &control {
+        backlog::examine(config, cluster, control, server.as_ref(), &mut findings).await;
+    }
+    // After the segment was tried, so that all that is older should be everywhere.
+    let mut surveys = Vec::new();
+    for repository in &repositories {
+        let survey =
+            repository::examine(repository, cluster_name, control.as_ref(), &mut findings).await;
+        surveys.extend(survey.map(|survey| (repository, survey)));
+    }
+    repository::compare(&surveys, tried, &mut findings);
     findings.0
 }

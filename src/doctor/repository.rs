@@ -1,5 +1,5 @@
-//! A repository: reachable, true to its word on create-only writes, without gaps and
-//! conflicts, and how old its newest backup and drill are.
+//! A repository: reachable, true to its word on create-only writes, its WAL whole, and how old
+//! its newest backup and drill are; and what one repository holds and another lacks.
 
 use jiff::Timestamp;
 
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::repository::catalogue::Catalogue;
+use crate::repository::health::{self, Illness, Needed, Survey};
 use crate::repository::{Repository, System};
 use crate::storage::CreateOnly;
 
@@ -15,14 +16,18 @@ use crate::storage::CreateOnly;
 const OLD_BACKUP_DAYS: i64 = 8;
 const OLD_DRILL_DAYS: i64 = 31;
 
-/// Examines one repository.
+/// More ranges of segments than this are only counted.
+const RANGES_SHOWN: usize = 10;
+
+/// Examines one repository, and returns what lies in it if that could be listed.
 pub(super) async fn examine(
     repository: &Repository,
     cluster: &str,
     control: Option<&ControlFile>,
     findings: &mut Findings,
-) {
-    let subject = format!("repository {}", repository.name());
+) -> Option<Survey> {
+    let subject = subject(repository);
+    let mut survey = None;
     let looked = async {
         repository.record_for_writing().await?;
         findings.ok(&subject, format!("{} is there", repository.store().url()));
@@ -42,58 +47,167 @@ pub(super) async fn examine(
             return Ok(());
         };
         let system = repository.system(cluster, control.system_id);
-        contents(&system, &subject, findings).await?;
+        let record = system.known_record().await?;
+        let found = survey.insert(system.survey(record.segment_size).await?);
+        contents(&system, found, &subject, findings).await?;
         drills(repository, &system, &subject, findings).await
     };
     let looked: Result<()> = looked.await;
     if let Err(error) = looked {
         findings.failed(&subject, &error);
     }
+    survey
 }
 
-async fn contents(system: &System, subject: &str, findings: &mut Findings) -> Result<()> {
-    let catalogue = Catalogue::load(system).await?;
-    let archived = catalogue.everything_archived().await?;
-    let size = catalogue.record.segment_size;
-    let mut gaps = Vec::new();
-    let mut conflicts = Vec::new();
-    for (timeline, wal) in &archived {
-        let name = |number| SegmentName::new(*timeline, number, size);
-        gaps.extend(
-            wal.gaps()
-                .map(|(first, last)| format!("{} to {}", name(first), name(last))),
+fn subject(repository: &Repository) -> String {
+    format!("repository {}", repository.name())
+}
+
+/// The WAL, and the backups if the histories that order them can be told.
+async fn contents(
+    system: &System,
+    survey: &Survey,
+    subject: &str,
+    findings: &mut Findings,
+) -> Result<()> {
+    let catalogue = Catalogue::load(system).await;
+    let backups: Vec<Needed> = match &catalogue {
+        Ok(catalogue) => catalogue
+            .backups
+            .iter()
+            .map(|backup| Needed {
+                timeline: backup.timeline,
+                start: backup.start_lsn,
+                stop: backup.stop_lsn,
+            })
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    let illnesses = health::examine(survey, &backups);
+    archived_wal(&illnesses, subject, findings);
+    for object in catalogue.iter().flat_map(|catalogue| &catalogue.unreadable) {
+        findings.problem(
+            subject,
+            object.why.clone(),
+            object.hint.clone().unwrap_or_default(),
         );
-        conflicts.extend(wal.conflicts.iter().map(ToString::to_string));
-        if *timeline != crate::postgres::TimelineId::FIRST
-            && !catalogue.histories.contains_key(timeline)
-        {
-            findings.problem(
+    }
+    match catalogue {
+        Ok(catalogue) => backups_of(&catalogue, survey, subject, findings),
+        // What is wrong with the histories was told above, with what to do.
+        Err(_) if histories_are_ill(&illnesses) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn histories_are_ill(illnesses: &[Illness]) -> bool {
+    illnesses.iter().any(|illness| match illness {
+        Illness::Conflict(name) => name.segment().is_none(),
+        Illness::BadHistory(..) => true,
+        Illness::Missing { .. } | Illness::NoHistory(..) => false,
+    })
+}
+
+fn archived_wal(illnesses: &[Illness], subject: &str, findings: &mut Findings) {
+    let mut missing = Vec::new();
+    let mut conflicts = Vec::new();
+    for illness in illnesses {
+        match illness {
+            Illness::Missing { .. } => missing.push(illness.to_string()),
+            Illness::Conflict(_) => conflicts.push(illness.to_string()),
+            Illness::NoHistory(timeline, _) => findings.problem(
                 subject,
-                format!("there is WAL of timeline {timeline}, and not its history"),
+                illness.to_string(),
                 format!(
                     "archive {}.history from a server that still has it in pg_wal",
                     timeline.hex()
                 ),
-            );
+            ),
+            Illness::BadHistory(..) => findings.problem(
+                subject,
+                illness.to_string(),
+                "move the object away and archive the file again from a server that still has it in pg_wal",
+            ),
         }
     }
-    if !gaps.is_empty() {
+    if !missing.is_empty() {
         findings.problem(
             subject,
-            format!("WAL is missing: {}", gaps.join(", ")),
+            format!("WAL is missing: {}", some_of(&missing)),
             "take a full backup now: what lies behind the gap can be reached only from there. If a server still has the files in pg_wal, archive them with seawall-archive",
         );
     }
     if !conflicts.is_empty() {
         findings.problem(
             subject,
-            format!("archived with different contents: {}", conflicts.join(", ")),
-            "two servers archive under one name: stop one of them, then take a full backup from the right one",
+            format!("archived with different contents: {}", some_of(&conflicts)),
+            "two servers archive under one name: stop the wrong one, see what each wrote with `seawall wal resolve`, and settle it there",
         );
     }
-    if gaps.is_empty() && conflicts.is_empty() {
+    if illnesses.is_empty() {
         findings.ok(subject, "archived WAL has no gaps and no conflicts");
     }
+}
+
+/// The first of them, and how many there are more.
+fn some_of(items: &[String]) -> String {
+    let shown = items[..items.len().min(RANGES_SHOWN)].join(", ");
+    match items.len().saturating_sub(RANGES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Compares the repositories with each other: what one holds and another lacks is WAL that one
+/// disaster could take. Segments behind `until` may be on their way and are not compared.
+pub(super) fn compare(
+    surveys: &[(&Repository, Survey)],
+    until: Option<SegmentName>,
+    findings: &mut Findings,
+) {
+    for (at, (repository, survey)) in surveys.iter().enumerate() {
+        let others: Vec<&Survey> = surveys
+            .iter()
+            .enumerate()
+            .filter_map(|(other, (_, survey))| (other != at).then_some(survey))
+            .collect();
+        let lacking = health::lacking(survey, &others, until);
+        if lacking.is_empty() {
+            continue;
+        }
+        let ranges = lacking
+            .segments
+            .iter()
+            .map(|(first, last)| match first == last {
+                true => first.to_string(),
+                false => format!("{first} to {last}"),
+            });
+        let histories = lacking
+            .histories
+            .iter()
+            .map(|t| format!("{}.history", t.hex()));
+        let items: Vec<String> = histories.chain(ranges).collect();
+        findings.warning(
+            &subject(repository),
+            format!(
+                "lacks {} WAL segments that another repository holds: {}",
+                lacking.count,
+                some_of(&items)
+            ),
+            format!(
+                "until they are there, recovery from {} alone ends before them: archive them again while a server has them in pg_wal, or copy their objects, under the same keys, from the repository that holds them",
+                repository.name()
+            ),
+        );
+    }
+}
+
+fn backups_of(
+    catalogue: &Catalogue,
+    survey: &Survey,
+    subject: &str,
+    findings: &mut Findings,
+) -> Result<()> {
     let Some(newest) = catalogue
         .backups
         .iter()
@@ -119,7 +233,7 @@ async fn contents(system: &System, subject: &str, findings: &mut Findings) -> Re
             format!("the newest backup is {}, {days} days old", newest.id),
         );
     }
-    if catalogue.reach(newest, &archived).is_none() {
+    if catalogue.reach(newest, &survey.archived).is_none() {
         findings.problem(
             subject,
             format!("the WAL of the newest backup, {}, is missing", newest.id),

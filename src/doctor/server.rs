@@ -19,9 +19,6 @@ use crate::wal::wait;
 /// Clocks that differ by more than this make times in reports doubtful.
 const CLOCK_TOLERANCE: f64 = 5.0;
 
-/// So many segments may wait for the archiver without a word.
-const WAITING_SEGMENTS: i64 = 8;
-
 /// Looks at what the server says of itself. Returns whether it archives with us at all.
 pub(super) async fn examine(
     client: &Client,
@@ -268,27 +265,6 @@ async fn archiver(client: &Client, findings: &mut Findings) -> Result<()> {
             "the server's log holds what archive_command printed",
         );
     }
-    let sql = "SELECT count(*), coalesce(extract(epoch FROM now() - min(modification))::bigint, 0) \
-         FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
-    let rows = client.query_rows(sql).await?;
-    let numbers: Vec<i64> = rows
-        .into_iter()
-        .flatten()
-        .map(|column| column.and_then(|text| text.parse().ok()).unwrap_or(0))
-        .collect();
-    let (waiting, oldest) = (
-        numbers.first().copied().unwrap_or(0),
-        numbers.get(1).copied().unwrap_or(0),
-    );
-    if waiting > WAITING_SEGMENTS {
-        findings.problem(
-            "archiver",
-            format!("{waiting} files wait to be archived, the oldest for {oldest} s: pg_wal grows"),
-            "find out why archiving fails or is slow before the disk is full",
-        );
-    } else {
-        findings.ok("archiver", format!("{waiting} files wait to be archived"));
-    }
     Ok(())
 }
 
@@ -313,7 +289,7 @@ async fn clock(client: &Client, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Switches a segment and waits until it has arrived everywhere.
+/// Switches a segment and waits until it has arrived everywhere. Returns which it was.
 pub(super) async fn try_archiving(
     client: &Client,
     cluster: &str,
@@ -321,7 +297,7 @@ pub(super) async fn try_archiving(
     repositories: &[Repository],
     patience: Duration,
     findings: &mut Findings,
-) {
+) -> Option<SegmentName> {
     const SUBJECT: &str = "archiving";
     let switched = async {
         if client.is_in_recovery().await? {
@@ -339,11 +315,11 @@ pub(super) async fn try_archiving(
         Ok(Some(switched)) => switched,
         Ok(None) => {
             findings.ok(SUBJECT, "not tried: the server is in recovery");
-            return;
+            return None;
         }
         Err(error) => {
             findings.failed(SUBJECT, &error);
-            return;
+            return None;
         }
     };
     let size = control.segment_size;
@@ -373,6 +349,7 @@ pub(super) async fn try_archiving(
             }
         }
     }
+    Some(name)
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 //!
 //! It does not know object stores or the repository's layout.
 
+pub mod archive_status;
 pub mod checksum;
 pub mod connection;
 pub mod control;
+pub mod data_directory;
 pub mod history;
 pub mod label;
 pub mod layout;
@@ -15,6 +17,7 @@ pub mod recovery;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod wal_chain;
 pub mod wal_file;
 pub mod wal_page;
 pub mod wal_records;

@@ -7,7 +7,8 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use super::System;
-use super::line::{self, Archived};
+use super::keys::BackupId;
+use super::line::{self, Archived, Line};
 use super::marker::Marker;
 use super::points::RestorePoint;
 use super::system::SystemRecord;
@@ -28,6 +29,36 @@ pub struct Catalogue {
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Recorded restore points, by position.
     pub points: Vec<RestorePoint>,
+    /// Markers and records of restore points that are there and cannot be used. The rest is
+    /// usable without them.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An object that is there and damaged, or newer than this version knows.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Unreadable {
+    /// Its key.
+    pub key: String,
+    /// The backup, if it is the marker of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// What is wrong with it.
+    pub why: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Unreadable {
+    fn new(key: String, backup: Option<BackupId>, error: &Error) -> Self {
+        tracing::warn!("{}", error.one_line());
+        Self {
+            key,
+            backup,
+            why: error.what().to_owned(),
+            hint: error.advice().map(str::to_owned),
+        }
+    }
 }
 
 /// What one can recover to from a backup, as far as listings can tell.
@@ -42,22 +73,41 @@ pub struct Reach {
 }
 
 impl Catalogue {
-    /// Reads markers, histories and points.
+    /// Reads markers, histories and points. Those markers and points that cannot be used are
+    /// logged, and listed as [`unreadable`](Self::unreadable).
     pub async fn load(system: &System) -> Result<Self> {
         let record = system.known_record().await?;
         let ids = system.backup_ids().await?;
-        let backups = futures::stream::iter(ids)
-            .map(|id| async move { system.marker_if_finished(&id).await })
+        let markers: Vec<(BackupId, Option<Result<Marker>>)> = futures::stream::iter(ids)
+            .map(|id| async move {
+                let marker = system.marker_if_finished(&id).await?;
+                Ok::<_, Error>((id, marker))
+            })
             .buffered(8)
-            .try_filter_map(|marker| async move { Ok(marker) })
             .try_collect()
             .await?;
+        let mut backups = Vec::new();
+        let mut unreadable = Vec::new();
+        for (id, marker) in markers {
+            match marker {
+                Some(Ok(marker)) => backups.push(marker),
+                Some(Err(error)) => {
+                    let key = system.keys().marker(&id);
+                    unreadable.push(Unreadable::new(key, Some(id), &error));
+                }
+                None => {}
+            }
+        }
+        let (points, others) = system.points().await?;
+        let others = others.into_iter();
+        unreadable.extend(others.map(|(key, error)| Unreadable::new(key, None, &error)));
         Ok(Self {
             system: system.clone(),
             record,
             backups,
             histories: system.histories().await?,
-            points: system.points().await?,
+            points,
+            unreadable,
         })
     }
 
@@ -117,6 +167,11 @@ impl Catalogue {
 
     /// What one can recover to from `backup`. `None`: not even to its own end.
     pub fn reach(&self, backup: &Marker, archived: &Archived) -> Option<Reach> {
+        Some(self.line_of(backup, archived)?.0)
+    }
+
+    /// The same, with the line of WAL behind the backup's start.
+    pub(super) fn line_of(&self, backup: &Marker, archived: &Archived) -> Option<(Reach, Line)> {
         let size = self.record.segment_size;
         let history = self
             .histories
@@ -124,12 +179,14 @@ impl Catalogue {
             .rev()
             .find(|history| history.contains(backup.timeline, backup.stop_lsn))?;
         let start = backup.start_lsn.segment(size);
-        let (last, end_stored) = line::follow(history, start, size, archived).end?;
+        let line = line::follow(history, start, size, archived);
+        let (last, end_stored) = line.end?;
         let end = size.start_of(last + 1);
-        (end >= backup.stop_lsn).then_some(Reach {
+        let reach = Reach {
             timeline: history.timeline,
             end,
             end_stored,
-        })
+        };
+        (end >= backup.stop_lsn).then_some((reach, line))
     }
 }

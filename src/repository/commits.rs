@@ -1,13 +1,12 @@
-//! When the last transaction in archived WAL ended: the one question about a target that
-//! listings cannot answer. A few segments are read for it, from the end backwards.
+//! When the last transaction in archived WAL ended: whether a recovery to a time finds a
+//! commit to stop at, and up to which moment one can recover. A few segments are read for it,
+//! from the end backwards.
 
 use super::System;
-use super::bridge::ObjectReader;
-use super::codec;
-use super::wal_objects::Held;
-use crate::error::{Error, Result};
-use crate::postgres::wal_records::{TransactionEnd, latest_transaction_end};
-use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
+use super::scan::{Segments, Stretch};
+use crate::error::Result;
+use crate::postgres::wal_records::{LatestEnd, TransactionEnd};
+use crate::postgres::{SegmentSize, WalFileName};
 
 /// On an idle server segments without any transaction follow each other; past so many bytes
 /// of them the answer is left to recovery itself.
@@ -25,44 +24,30 @@ pub enum LastEnd {
 }
 
 /// Reads `segments` (timeline, first and last number, oldest first) from their end backwards
-/// until a transaction's end is found.
-pub async fn last_end(
-    system: &System,
-    segments: &[(TimelineId, u64, u64)],
-    size: SegmentSize,
-) -> Result<LastEnd> {
-    let mut left = (LOOK_BACK / size.bytes()).max(1);
-    for (timeline, first, last) in segments.iter().rev() {
-        for number in (*first..=*last).rev() {
-            if left == 0 {
-                return Ok(LastEnd::Unknown);
-            }
-            left -= 1;
-            let segment = SegmentName::new(*timeline, number, size);
-            if let Some(end) = read(system, segment).await? {
-                return Ok(LastEnd::At(end));
-            }
+/// until a transaction's end is found: at most 256 MiB of WAL, and at least one segment.
+///
+/// # Errors
+/// A segment cannot be read.
+pub async fn last_end(system: &System, segments: &[Stretch], size: SegmentSize) -> Result<LastEnd> {
+    let segments = Segments::new(segments.to_vec(), size);
+    let most = (LOOK_BACK / size.bytes()).max(1) as usize;
+    for (read, segment) in segments.backwards().enumerate() {
+        if read == most {
+            return Ok(LastEnd::Unknown);
+        }
+        let held = system.held(WalFileName::Segment(segment)).await?;
+        let latest = system
+            .fold_records(
+                &segments,
+                segment,
+                held,
+                LatestEnd::default(),
+                LatestEnd::see,
+            )
+            .await?;
+        if let Some(end) = latest.0 {
+            return Ok(LastEnd::At(end));
         }
     }
     Ok(LastEnd::Never)
-}
-
-async fn read(system: &System, segment: SegmentName) -> Result<Option<TransactionEnd>> {
-    let cannot = |why: String| {
-        Error::failed(format!("cannot read {segment}"))
-            .at(system.place())
-            .because(why)
-    };
-    let object = match system.held(WalFileName::Segment(segment)).await? {
-        Held::One(object, _) if !object.encrypted => object,
-        other => return Err(cannot(format!("{other:?}"))),
-    };
-    let key = system.keys().wal_object(object);
-    let stream = system.store().get_stream(&key).await?;
-    let reader = ObjectReader::new(stream.ok_or_else(|| cannot("it is gone".into()))?);
-    tokio::task::spawn_blocking(move || latest_transaction_end(codec::stream_decoder(reader)?))
-        .await
-        .map_err(|error| cannot(error.to_string()))?
-        .map_err(|error| cannot(error.to_string()))?
-        .map_err(|error| cannot(error.to_string()))
 }

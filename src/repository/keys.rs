@@ -100,6 +100,13 @@ impl SystemKeys {
         format!("{}/{object}", self.wal_directory(object.name))
     }
 
+    /// Where a WAL object goes that lost a conflict: the same path below `set-aside`.
+    pub fn set_aside(&self, object: WalObject) -> String {
+        let (wal, key) = (self.wal(), self.wal_object(object));
+        let below = key.strip_prefix(&wal).unwrap_or(&key);
+        format!("{}/set-aside{below}", self.root)
+    }
+
     /// A key that sorts before every object of `name` and after those of smaller names.
     pub fn before_wal_objects(&self, name: WalFileName) -> String {
         format!("{}/{name}", self.wal_directory(name))
@@ -310,6 +317,8 @@ mod tests {
             let key = format!("{root}/{key}-{d}.zst");
             assert_eq!(keys.wal_object(object(name)), key);
             assert_eq!(WalObject::of_key(&key), Some(object(name)));
+            let aside = key.replace("/wal/", "/set-aside/");
+            assert_eq!(keys.set_aside(object(name)), aside);
         }
         let id: BackupId = "20261120T110925Z-full-3fa9c1d2".parse().unwrap();
         assert_eq!(keys.marker(&id), format!("{root}/backups/{id}/backup.json"));

@@ -164,7 +164,7 @@ mod tests {
             .map(|(number, runs)| {
                 let wal = TimelineWal {
                     runs: runs.iter().map(run).collect(),
-                    conflicts: vec![],
+                    ..TimelineWal::default()
                 };
                 (timeline(*number), wal)
             })

@@ -154,28 +154,37 @@ impl Marker {
 impl System {
     /// The marker of backup `id`. `None`: there is no such backup, or it was never finished.
     pub async fn marker(&self, id: &BackupId) -> Result<Option<Marker>> {
-        let marker: Option<Marker> = self.repository().read_json(&self.keys().marker(id)).await?;
-        match marker {
-            Some(marker) if marker.format > FORMAT => Err(Error::failed(format!(
-                "backup {id} has format {}, this version knows {FORMAT}",
-                marker.format
-            ))
-            .at(self.place())
-            .hint("install a newer Seawall")),
-            Some(marker) if marker.id != *id || marker.system_id != self.id() => {
-                Err(Error::failed(format!(
-                    "the marker of backup {id} describes another backup"
-                ))
-                .at(self.place()))
-            }
-            marker => Ok(marker),
-        }
+        self.try_marker(id).await?.transpose()
     }
 
-    /// The marker of a backup whose directory is there. `None` only if a listing agrees that
-    /// it was never finished: one wrong "no such key" must not hide the newest backup.
-    pub async fn marker_if_finished(&self, id: &BackupId) -> Result<Option<Marker>> {
-        if let Some(marker) = self.marker(id).await? {
+    /// The same; the inner error says that the marker is there and cannot be used.
+    async fn try_marker(&self, id: &BackupId) -> Result<Option<Result<Marker>>> {
+        let key = self.keys().marker(id);
+        let read = self.repository().try_read_json::<Marker>(&key).await?;
+        Ok(read.map(|read| {
+            let marker = read?;
+            if marker.format > FORMAT {
+                return Err(self.repository().too_new(&key, marker.format));
+            }
+            if marker.id != *id || marker.system_id != self.id() {
+                return Err(Error::failed(format!(
+                    "{key} is damaged: it describes backup {} of system {}",
+                    marker.id, marker.system_id
+                ))
+                .at(self.place()));
+            }
+            Ok(marker)
+        }))
+    }
+
+    /// The marker of a backup whose directory is there, or why it cannot be used. `None` only
+    /// if a listing agrees that it was never finished: one wrong "no such key" must not hide
+    /// the newest backup.
+    ///
+    /// # Errors
+    /// The store does not deliver what it lists, or does not answer.
+    pub async fn marker_if_finished(&self, id: &BackupId) -> Result<Option<Result<Marker>>> {
+        if let Some(marker) = self.try_marker(id).await? {
             return Ok(Some(marker));
         }
         let key = self.keys().marker(id);
@@ -184,7 +193,7 @@ impl System {
             return Ok(None);
         }
         // It may have been committed between the two looks.
-        let marker = self.marker(id).await?.ok_or_else(|| {
+        let marker = self.try_marker(id).await?.ok_or_else(|| {
             Error::failed(format!(
                 "the store lists the marker of backup {id} and does not deliver it"
             ))

@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod codec;
 pub mod commits;
 pub mod drills;
+pub mod health;
 pub mod index;
 pub mod keys;
 pub mod line;
@@ -17,8 +18,10 @@ pub mod marker;
 pub mod pack;
 pub mod plan;
 pub mod points;
+pub mod scan;
 mod system;
 pub mod wal_objects;
+pub mod windows;
 
 use std::time::Duration;
 
@@ -195,23 +198,53 @@ impl Repository {
         &self,
         key: &str,
     ) -> Result<Option<T>> {
-        let Some(bytes) = self.store.get_limited(key, SMALL_OBJECT).await? else {
-            return Ok(None);
-        };
+        self.try_read_json(key).await?.transpose()
+    }
+
+    /// The same for one who can do without this object: the outer error is the store's, the
+    /// inner one says that the object is there and damaged, or newer than this version knows.
+    pub(crate) async fn try_read_json<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<Result<T>>> {
+        let bytes = self.store.get_limited(key, SMALL_OBJECT).await?;
+        Ok(bytes.map(|bytes| self.parse_json(key, &bytes)))
+    }
+
+    fn parse_json<T: serde::de::DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<T> {
         let damaged = |why: String| {
             Error::failed(format!("{key} is damaged: {why}"))
                 .at(self.place())
                 .hint("restore the object from another copy of the repository; if it is a backup.json, moving it away makes the other backups usable")
         };
-        if !is_sealed(&bytes) {
+        if !is_sealed(bytes) {
             return Err(damaged(
                 "its last line does not hold the SHA-256 of what is before".into(),
             ));
         }
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| damaged(error.to_string()))
+        serde_json::from_slice(bytes).map_err(|error| {
+            // A newer format may have fields that this version cannot read.
+            match serde_json::from_slice(bytes) {
+                Ok(Versioned { format }) if format > FORMAT => self.too_new(key, format),
+                _ => damaged(error.to_string()),
+            }
+        })
     }
+
+    /// The error about an object of a newer format.
+    pub(crate) fn too_new(&self, key: &str, format: u32) -> Error {
+        Error::failed(format!(
+            "{key} has format {format}, this version knows {FORMAT}"
+        ))
+        .at(self.place())
+        .hint("install a newer Seawall")
+    }
+}
+
+/// What every JSON object says of itself.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
 }
 
 /// The field that seals a JSON object: the SHA-256 of every byte before its line.

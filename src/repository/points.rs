@@ -1,13 +1,21 @@
-//! Restore points that were made through Seawall, with their LSN, so that a target by name
-//! finds its backup without reading WAL.
+//! Recorded restore points, with their LSN, so that a target by name finds its backup without
+//! reading WAL: those made through Seawall, and those that were found in archived WAL.
+
+use std::pin::pin;
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::catalogue::Catalogue;
+use super::line::Archived;
+use super::scan::Segments;
 use super::{FORMAT, System, to_json};
 use crate::error::{Error, Result};
-use crate::postgres::{Lsn, TimelineId};
+use crate::postgres::wal_records::Content;
+use crate::postgres::{Lsn, SegmentName, TimelineId};
+use crate::progress::Progress;
 
 /// A named moment in the WAL.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +47,11 @@ impl RestorePoint {
             time,
             other,
         }
+    }
+
+    /// Which restore point it is, in the order of the WAL.
+    pub fn place(&self) -> (Lsn, TimelineId, &str) {
+        (self.lsn, self.timeline, &self.name)
     }
 
     /// PostgreSQL takes names of up to 63 bytes (PostgreSQL 18, xlogfuncs.c:
@@ -74,16 +87,118 @@ impl System {
         Ok(self.store().put(&key, to_json(point)?).await?)
     }
 
-    /// All recorded restore points, by position.
-    pub async fn points(&self) -> Result<Vec<RestorePoint>> {
+    /// All recorded restore points, by position, each once; and the keys of the records that
+    /// cannot be used, each with what is wrong with it.
+    pub async fn points(&self) -> Result<(Vec<RestorePoint>, Vec<(String, Error)>)> {
         let objects = self.store().list(&self.keys().points(), None).await?;
-        let mut points: Vec<RestorePoint> = futures::stream::iter(objects)
-            .map(|info| async move { self.repository().read_json::<RestorePoint>(&info.key).await })
+        let read: Vec<(String, Option<Result<RestorePoint>>)> = futures::stream::iter(objects)
+            .map(|info| async move {
+                let point = self.repository().try_read_json(&info.key).await?;
+                Ok::<_, Error>((info.key, point))
+            })
             .buffered(8)
-            .try_filter_map(|point| async move { Ok(point) })
             .try_collect()
             .await?;
-        points.sort_by_key(|point| (point.lsn, point.timeline));
-        Ok(points)
+        let mut points: Vec<RestorePoint> = Vec::new();
+        let mut unreadable = Vec::new();
+        for (key, point) in read {
+            match point {
+                Some(Ok(point)) if point.format > FORMAT => {
+                    let error = self.repository().too_new(&key, point.format);
+                    unreadable.push((key, error));
+                }
+                Some(Ok(point)) => points.push(point),
+                Some(Err(error)) => unreadable.push((key, error)),
+                None => {}
+            }
+        }
+        sort(&mut points);
+        Ok((points, unreadable))
     }
+
+    /// Records what was found in WAL and is not among the `known` yet, so that it need not be
+    /// looked for again. Whoever may not write there does without.
+    pub async fn remember_points(&self, found: &[RestorePoint], known: &[RestorePoint]) {
+        for point in found {
+            if known.iter().any(|other| other.place() == point.place()) {
+                continue;
+            }
+            if let Err(error) = self.put_point(point).await {
+                tracing::info!(
+                    "the restore point {:?} is not recorded: {}",
+                    point.name,
+                    error.one_line()
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// What reading all archived WAL for restore points came to.
+#[derive(Debug, Default, Serialize)]
+pub struct PointScan {
+    /// Segments that were read.
+    pub segments: u64,
+    /// Those that could not be read, and why.
+    pub unreadable: Vec<UnreadableSegment>,
+    /// Every restore point in the others, by position, each once.
+    #[serde(skip)]
+    pub points: Vec<RestorePoint>,
+}
+
+/// A segment whose records could not be read.
+#[derive(Debug, Serialize)]
+pub struct UnreadableSegment {
+    /// Its name.
+    pub segment: SegmentName,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl Catalogue {
+    /// Reads all of the `archived` WAL for restore points, of whoever's making. Memory is that
+    /// of a few segments' pieces and of the points themselves.
+    pub async fn scan_points(&self, archived: &Archived) -> PointScan {
+        let runs = archived.iter().flat_map(|(timeline, wal)| {
+            let runs = wal.runs.iter();
+            runs.map(|run| (*timeline, run.first, run.last))
+        });
+        let segments = Segments::new(runs.collect(), self.record.segment_size);
+        let histories = Arc::new(self.histories.clone());
+        let progress = Progress::new("reading WAL", Some(segments.bytes()));
+        let mut done = PointScan::default();
+        let scan = self.system().scan(segments, move |segment, record| {
+            let Content::RestorePoint { name, time } = &record.content else {
+                return None;
+            };
+            // A timeline's first segment begins with a copy of what its parent wrote.
+            let history = histories.get(&segment.timeline);
+            let timeline = history.map_or(segment.timeline, |h| h.ancestry_at(record.start));
+            Some(RestorePoint::new(name, timeline, record.end, *time))
+        });
+        let mut scan = pin!(scan);
+        while let Some((segment, found)) = scan.next().await {
+            progress.add(self.record.segment_size.bytes());
+            match found {
+                Ok(points) => {
+                    done.segments += 1;
+                    done.points.extend(points);
+                }
+                Err(error) => done.unreadable.push(UnreadableSegment {
+                    segment,
+                    why: error.one_line(),
+                }),
+            }
+        }
+        progress.clear();
+        sort(&mut done.points);
+        done
+    }
+}
+
+/// By position, each once: two who found the same point may both have recorded it.
+pub fn sort(points: &mut Vec<RestorePoint>) {
+    points.sort_by(|a, b| a.place().cmp(&b.place()));
+    points.dedup_by(|a, b| a.place() == b.place());
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -19,6 +20,10 @@ use crate::storage::ObjectInfo;
 /// `.history` and `.backup` files are small texts; what is larger is none of them.
 const SMALL_FILE: u64 = 1 << 20;
 
+/// How many directories of a timeline are listed at once. Each is one log: 256 segments of
+/// 16 MiB, 4,096 of 1 MiB.
+const LISTINGS_AT_ONCE: usize = 8;
+
 /// What a repository holds for one WAL file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Held {
@@ -28,6 +33,19 @@ pub enum Held {
     One(WalObject, ObjectInfo),
     /// Different contents under one name: nobody may choose but `seawall wal resolve`.
     Conflict(Vec<PlainDigest>),
+}
+
+impl Held {
+    /// What the objects of one file come to; in the order of their keys.
+    pub(crate) fn of(objects: Vec<(WalObject, ObjectInfo)>) -> Self {
+        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
+        digests.dedup();
+        match (digests.len(), objects.into_iter().next()) {
+            (1, Some((object, info))) => Self::One(object, info),
+            (0, _) | (_, None) => Self::Absent,
+            _ => Self::Conflict(digests),
+        }
+    }
 }
 
 /// Consecutive segments of one timeline, all present.
@@ -52,6 +70,19 @@ pub struct TimelineWal {
     pub runs: Vec<SegmentRun>,
     /// Segments with more than one content.
     pub conflicts: Vec<SegmentName>,
+    /// `.partial` and `.backup` files with more than one content.
+    pub conflicts_beside: Vec<WalFileName>,
+}
+
+/// The `.history` files of a system.
+#[derive(Debug, Default)]
+pub struct HistoryFiles {
+    /// Those that could be read, with timeline 1, which has none.
+    pub read: BTreeMap<TimelineId, TimelineHistory>,
+    /// Timelines with more than one content.
+    pub conflicts: Vec<TimelineId>,
+    /// Those that could not be read, and why.
+    pub unreadable: Vec<(TimelineId, Error)>,
 }
 
 impl TimelineWal {
@@ -84,6 +115,21 @@ impl TimelineWal {
         self.runs.last().map(|run| run.last)
     }
 
+    /// Notes whether a file has another content than the object before it.
+    fn note(&mut self, name: WalFileName, twice: bool) {
+        match name {
+            WalFileName::Segment(segment) if twice && self.conflicts.last() != Some(&segment) => {
+                self.conflicts.push(segment);
+            }
+            WalFileName::Partial(_) | WalFileName::BackupHistory(..)
+                if twice && self.conflicts_beside.last() != Some(&name) =>
+            {
+                self.conflicts_beside.push(name);
+            }
+            _ => {}
+        }
+    }
+
     fn add(&mut self, number: u64, object: &ObjectInfo) {
         match self.runs.last_mut() {
             Some(run) if run.last == number => run.stored_bytes += object.size,
@@ -106,14 +152,42 @@ impl TimelineWal {
 impl System {
     /// What is held for `name`.
     pub async fn held(&self, name: WalFileName) -> Result<Held> {
-        let objects = self.objects_of(name).await?;
-        let mut digests: Vec<PlainDigest> = objects.iter().map(|(o, _)| o.digest).collect();
-        digests.dedup();
-        Ok(match (digests.len(), objects.into_iter().next()) {
-            (1, Some((object, info))) => Held::One(object, info),
-            (0, _) | (_, None) => Held::Absent,
-            _ => Held::Conflict(digests),
-        })
+        Ok(Held::of(self.objects_of(name).await?))
+    }
+
+    /// The objects of `segment` and of all that follow in the same log, by one listing.
+    pub async fn objects_from(&self, segment: SegmentName) -> Result<Vec<(WalObject, ObjectInfo)>> {
+        let after = self
+            .keys()
+            .before_wal_objects(WalFileName::Segment(segment));
+        let directory = self.keys().log(segment);
+        let found = self.store().list(&directory, Some(&after)).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .collect())
+    }
+
+    /// What is held for each segment from `first` to `last`, which lie in one log of one
+    /// timeline, in their order: one listing.
+    pub async fn held_in_log(
+        &self,
+        first: SegmentName,
+        last: SegmentName,
+    ) -> Result<Vec<(SegmentName, Held)>> {
+        let mut objects: BTreeMap<u32, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
+        for (object, info) in self.objects_from(first).await? {
+            if let WalFileName::Segment(name) = object.name {
+                objects.entry(name.low).or_default().push((object, info));
+            }
+        }
+        let numbers = first.low..=last.low;
+        Ok(numbers
+            .map(|low| {
+                let held = Held::of(objects.remove(&low).unwrap_or_default());
+                (SegmentName { low, ..first }, held)
+            })
+            .collect())
     }
 
     /// All objects of `name`, in the order of their keys: one listing.
@@ -235,26 +309,78 @@ impl System {
     /// # Errors
     /// Two different contents for one timeline, and a file that does not parse.
     pub async fn histories(&self) -> Result<BTreeMap<TimelineId, TimelineHistory>> {
-        let mut histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
+        let files = self.history_files().await?;
+        if let Some(timeline) = files.conflicts.first() {
+            let name = WalFileName::History(*timeline);
+            let objects = self.objects_of(name).await?;
+            let digests: Vec<_> = objects.iter().map(|(object, _)| object.digest).collect();
+            return Err(self.conflict(name, &digests));
+        }
+        match files.unreadable.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(files.read),
+        }
+    }
+
+    /// Reads every `.history` file, and says which cannot be told or read.
+    ///
+    /// # Errors
+    /// The listing failed.
+    pub async fn history_files(&self) -> Result<HistoryFiles> {
         let listing = self.store().list_directory(&self.keys().wal()).await?;
-        let mut seen: BTreeMap<TimelineId, WalObject> = BTreeMap::new();
+        let mut found: BTreeMap<TimelineId, Vec<WalObject>> = BTreeMap::new();
         for object in listing
             .objects
             .iter()
             .filter_map(|info| WalObject::of_key(&info.key))
         {
-            let WalFileName::History(timeline) = object.name else {
+            if let WalFileName::History(timeline) = object.name {
+                let others = found.entry(timeline).or_default();
+                if others.iter().all(|other| other.digest != object.digest) {
+                    others.push(object);
+                }
+            }
+        }
+        let mut files = HistoryFiles {
+            read: BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]),
+            ..HistoryFiles::default()
+        };
+        for (timeline, objects) in found {
+            let [object] = objects.as_slice() else {
+                files.conflicts.push(timeline);
                 continue;
             };
-            if let Some(other) = seen.insert(timeline, object)
-                && other.digest != object.digest
-            {
-                return Err(self.conflict(object.name, &[other.digest, object.digest]));
+            match self.history_of(*object).await {
+                Ok(history) => drop(files.read.insert(timeline, history)),
+                Err(error) => files.unreadable.push((timeline, error)),
             }
-            let text = self.small_wal_file(object).await?;
-            histories.insert(timeline, TimelineHistory::parse(timeline, &text)?);
         }
-        Ok(histories)
+        Ok(files)
+    }
+
+    /// Reads a `.history` file.
+    pub async fn history_of(&self, object: WalObject) -> Result<TimelineHistory> {
+        let text = self.small_wal_file(object).await?;
+        Ok(TimelineHistory::parse(object.name.timeline(), &text)?)
+    }
+
+    /// The files with more than one content, and all their objects.
+    pub async fn conflicts(
+        &self,
+        size: SegmentSize,
+    ) -> Result<BTreeMap<WalFileName, Vec<(WalObject, ObjectInfo)>>> {
+        let histories = self.history_files().await?.conflicts;
+        let mut names: Vec<_> = histories.into_iter().map(WalFileName::History).collect();
+        for timeline in self.timelines_with_wal().await? {
+            let wal = self.timeline_wal(timeline, size, 0).await?;
+            names.extend(wal.conflicts.into_iter().map(WalFileName::Segment));
+            names.extend(wal.conflicts_beside);
+        }
+        let mut conflicts = BTreeMap::new();
+        for name in names {
+            conflicts.insert(name, self.objects_of(name).await?);
+        }
+        Ok(conflicts)
     }
 
     /// Reads a `.history` or `.backup` file and verifies its digest.
@@ -307,28 +433,26 @@ impl System {
         logs.sort();
         let mut wal = TimelineWal::default();
         let mut previous: Option<WalObject> = None;
-        for (_, key) in logs {
-            // One log holds 256 segments of 16 MiB, 4,096 of 1 MiB.
-            for info in self.store().list(&key, None).await? {
+        let mut listings = futures::stream::iter(logs)
+            .map(|(_, key)| async move { self.store().list(&key, None).await })
+            .buffered(LISTINGS_AT_ONCE);
+        while let Some(listing) = listings.try_next().await? {
+            for info in listing {
                 let Some(object) = WalObject::of_key(&info.key) else {
                     continue;
                 };
-                let WalFileName::Segment(segment) = object.name else {
+                let here = object.name.segment();
+                let Some(segment) = here.filter(|s| s.timeline == timeline && *s >= first) else {
                     continue;
                 };
-                if segment.timeline != timeline || segment < first {
-                    continue;
-                }
-                let number = segment.number(size)?;
                 let twice = previous
                     .replace(object)
-                    .filter(|previous| previous.name == object.name);
-                if twice.is_some_and(|previous| previous.digest != object.digest)
-                    && wal.conflicts.last() != Some(&segment)
-                {
-                    wal.conflicts.push(segment);
+                    .filter(|previous| previous.name == object.name)
+                    .is_some_and(|previous| previous.digest != object.digest);
+                wal.note(object.name, twice);
+                if let WalFileName::Segment(_) = object.name {
+                    wal.add(segment.number(size)?, &info);
                 }
-                wal.add(number, &info);
             }
         }
         Ok(wal)
@@ -339,7 +463,7 @@ impl System {
         let digests: Vec<_> = digests.iter().map(PlainDigest::to_string).collect();
         Error::refused(format!("{name} is archived with different contents: {}", digests.join(" and ")))
             .at(self.place())
-            .hint("two servers archive under one name and system identifier; find out which branch is the right one before anything is restored")
+            .hint("two servers archived under one name and system identifier; `seawall wal resolve` shows what each wrote and settles it")
     }
 }
 
@@ -387,7 +511,7 @@ mod tests {
         );
         // 16 behind the first that is missing, and no more.
         assert_eq!(gaps(&[3, 5, 19, 20]), []);
-        assert_eq!(gaps(&[3, 5, 19, 21]), [(4, 4), (6, 18)]);
-        assert_eq!(gaps(&[3, 5, 7, 23]), [(4, 4), (6, 6), (8, 22)]);
+        assert_eq!(gaps(&[3, 5, 19, 21]), [(4, 4)]);
+        assert_eq!(gaps(&[3, 5, 7, 23]), [(4, 4), (6, 6)]);
     }
 }

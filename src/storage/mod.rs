@@ -16,6 +16,8 @@
 pub mod conformance;
 mod error;
 pub mod fault;
+#[cfg(test)]
+pub(crate) mod generated;
 mod judge;
 mod list;
 mod local;

@@ -23,8 +23,10 @@ pub struct RetryPolicy {
     /// No wait is longer than this.
     pub longest_wait: Duration,
     /// The limit of one attempt, and of the silence within a body that is being read. Bodies
-    /// get one second more for each 256 KiB.
+    /// get the time that the slowest link takes in addition.
     pub attempt_timeout: Duration,
+    /// Bytes in a second of the slowest link that still passes.
+    pub slowest_link: u64,
     /// The limit of all attempts and waits of one operation together, with the same addition
     /// for bodies.
     pub total_deadline: Duration,
@@ -39,6 +41,7 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(200),
             longest_wait: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(60),
+            slowest_link: 256 << 10,
             total_deadline: Duration::from_secs(180),
         }
     }
@@ -48,16 +51,18 @@ impl Default for RetryPolicy {
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl RetryPolicy {
-    /// The limit of one attempt that moves so many bytes: a link of 256 KiB/s still passes.
+    /// The limit of one attempt that moves so many bytes.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
-        let allowance = Duration::from_secs(bytes / (256 * 1024));
-        self.attempt_timeout.min(LONGEST) + allowance.min(LONGEST)
+        self.attempt_timeout.min(LONGEST) + self.allowance(bytes)
     }
 
     /// The limit of all attempts together.
     pub(super) fn total_limit(&self, bytes: u64) -> Duration {
-        let allowance = Duration::from_secs(bytes / (256 * 1024));
-        self.total_deadline.min(LONGEST) + allowance.min(LONGEST)
+        self.total_deadline.min(LONGEST) + self.allowance(bytes)
+    }
+
+    fn allowance(&self, bytes: u64) -> Duration {
+        Duration::from_secs(bytes / self.slowest_link.max(1)).min(LONGEST)
     }
 
     /// The wait after the `failed`-th failed attempt: between half of the doubled wait and all

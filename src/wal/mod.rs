@@ -1,7 +1,14 @@
-//! Archived WAL: pushing files into repositories, fetching them back, and waiting for those
-//! that a base backup needs. A library, so that a daemon can use it as the archive_command
-//! does. It knows nothing of base backups.
+//! Archived WAL: pushing files into repositories, also ahead of PostgreSQL's asking, fetching
+//! them back, waiting for those that a base backup needs, verifying what lies there, and
+//! settling conflicts. A library, so that a daemon can use it as the archive_command does. It
+//! knows nothing of base backups.
 
+pub mod ahead;
+pub mod backlog;
 pub mod fetch;
+pub mod missing;
+pub mod object;
 pub mod push;
+pub mod resolve;
+pub mod verify;
 pub mod wait;

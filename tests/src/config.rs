@@ -18,6 +18,7 @@ pub struct Config {
 pub struct ConfigFile {
     clusters: Vec<(String, String)>,
     repositories: Vec<Repository>,
+    top: String,
     rest: String,
 }
 
@@ -86,6 +87,12 @@ impl ConfigFile {
         self
     }
 
+    /// Adds a key that stands before all tables: `archive_ack = "any"`.
+    pub fn top(mut self, toml: &str) -> Self {
+        let _ = writeln!(self.top, "{toml}");
+        self
+    }
+
     /// Adds tables at the end: `[schedule]`, `[objectives]`.
     pub fn extra(mut self, toml: &str) -> Self {
         let _ = writeln!(self.rest, "{toml}");
@@ -94,7 +101,7 @@ impl ConfigFile {
 
     /// The text of the file.
     pub fn text(&self) -> String {
-        let mut text = String::new();
+        let mut text = self.top.clone();
         for (name, keys) in &self.clusters {
             let _ = writeln!(text, "[cluster.{name}]\n{keys}");
         }

@@ -58,6 +58,7 @@ pub fn impatient() -> RetryPolicy {
         attempts: 2,
         first_wait: Duration::from_millis(1),
         longest_wait: Duration::from_millis(2),
+        slowest_link: 256 << 10,
         attempt_timeout: Duration::from_millis(150),
         total_deadline: Duration::from_secs(2),
     }

@@ -17,6 +17,7 @@
 //! was started is ended by its process id and whatever was written is removed: on drop, on
 //! panic, and by [`guard`] even if the test process itself is killed.
 
+pub mod archiver;
 pub mod azurite;
 pub mod cli;
 pub mod config;
@@ -42,6 +43,7 @@ pub mod strace;
 pub mod tmpfs;
 pub mod version;
 
+pub use archiver::Archiver;
 pub use cli::{archive, drill, fetch, restore, seawall};
 pub use config::{Config, ConfigFile, Repository};
 pub use garage::Garage;

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use seawall::config::{Compression, FetchConfig};
+use seawall::config::{ArchiveConfig, Compression, FetchConfig};
 use seawall::digest::PlainDigest;
 use seawall::postgres::WalFileName;
 use seawall::postgres::control::ControlFile;
@@ -17,7 +17,7 @@ use seawall::repository::{Repository, System};
 use seawall::storage::RetryPolicy;
 use seawall::storage::fault::FaultPlan;
 use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, fetch, prefetch};
-use seawall::wal::push::{Outcome, WalFile, push};
+use seawall::wal::push::{Engine, Outcome, WalFile};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::segment::name;
 use seawall_tests::{Cluster, PostgresVersion, Scratch, Segment};
@@ -76,8 +76,19 @@ impl Files {
         let file = WalFile::open(path, &self.control)?;
         let to = std::slice::from_ref(to);
         let compression = Compression::default();
-        let outcomes = push(to, "main", &self.control, file, compression).await?;
-        outcomes.into_iter().collect()
+        let engine = Engine::over(
+            to,
+            "main",
+            &self.control,
+            compression,
+            &ArchiveConfig::default(),
+        );
+        let pushed = engine.push(file).await?;
+        Ok(pushed
+            .held_by
+            .into_iter()
+            .map(|(_, outcome)| outcome)
+            .collect())
     }
 
     fn system(&self, repository: &Repository) -> System {

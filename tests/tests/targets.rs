@@ -64,7 +64,7 @@ fn time_lsn_and_xid_stop_just_after_the_target_and_exclusive_just_before_it() {
 }
 
 #[test]
-fn a_transaction_that_was_under_way_during_a_backup_is_reached_from_the_one_before() {
+fn a_transaction_that_ends_behind_a_backup_is_reached_from_it_even_if_it_began_before() {
     let builder =
         Cluster::builder(PostgresVersion::find(15)).config("max_prepared_transactions", "5");
     let site = Site::with(builder).start();
@@ -77,6 +77,8 @@ fn a_transaction_that_was_under_way_during_a_backup_is_reached_from_the_one_befo
     let during = site.backup();
     site.cluster.sql("COMMIT PREPARED 'p'");
     insert(&site.cluster, 3);
+    let behind = site.backup();
+    insert(&site.cluster, 4);
     site.cluster.archive_all(PATIENCE);
     let json = |name: &str, args: &[&str]| {
         let to = site.scratch.join(format!("{name}-data"));
@@ -90,15 +92,24 @@ fn a_transaction_that_was_under_way_during_a_backup_is_reached_from_the_one_befo
         restored.start();
         restored.wait_until_recovered(PATIENCE);
         assert_eq!(rows(&restored), "1,2", "{name}");
+        assert_eq!(json["warnings"].as_array().map(Vec::len), Some(0), "{json}");
         json
     };
-    assert_eq!(json("safe", &[])["backup"], before["id"]);
-    // Whoever knows better may say so.
-    let id = during["id"].as_str().unwrap();
-    let insisted = json("insisted", &["--backup", id]);
-    assert_eq!(insisted["backup"], during["id"]);
-    let warnings = insisted["warnings"].to_string();
-    assert!(warnings.contains("still under way"), "{warnings}");
+    assert_eq!(json("newest", &[])["backup"], during["id"]);
+    let id = before["id"].as_str().unwrap();
+    assert_eq!(json("older", &["--backup", id])["backup"], before["id"]);
+    // It had ended when this one began: PostgreSQL would not find it any more.
+    let to = site.scratch.join("behind-data");
+    let id = behind["id"].as_str().unwrap();
+    let refused = site
+        .restoring(&to)
+        .args(["--xid", &xid, "--backup", id])
+        .run();
+    refused
+        .exits_with(5)
+        .says("neither commits nor aborts")
+        .says(id);
+    assert!(!to.exists(), "nothing was touched");
 }
 
 #[test]
@@ -124,13 +135,6 @@ fn a_restore_point_is_reached_by_its_name_and_the_first_of_two_from_each_backup(
     let args = ["--name", "before release", "--backup", id];
     assert_eq!(reached(&site, "second", &args), "1,2,3,4");
 
-    let to = site.scratch.join("by-hand-data");
-    let refused = site.restoring(&to).args(["--name", "by hand"]).run();
-    refused
-        .exits_with(5)
-        .says("--backup")
-        .says("before release");
-    assert!(!to.exists(), "nothing was touched");
     let args = ["--name", "by hand", "--backup", id];
     assert_eq!(reached(&site, "hand", &args), "1,2,3,4");
 }

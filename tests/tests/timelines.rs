@@ -5,7 +5,7 @@ use std::path::Path;
 
 use seawall_tests::postgres::Stop;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, Moment, Output, PostgresVersion, Site};
+use seawall_tests::{Cluster, Moment, Output, PostgresVersion, Segment, Site};
 
 /// A running site with an empty table `t` and a backup.
 fn backed_up(major: u32) -> Site {
@@ -224,7 +224,17 @@ fn a_target_out_of_reach_is_refused_with_the_nearest_that_can_be_reached() {
     let behind = moment();
     insert(&site.cluster, "at the end");
     site.cluster.archive_all(PATIENCE);
-    site.near.remove(&site.near.one_wal(&missing));
+    let key = site.near.one_wal(&missing);
+    // WAL that lies far behind it: what is missing was archived, and is lost.
+    let far_behind = Segment(site.near.plain(&key)).numbered(200);
+    let path = site
+        .scratch
+        .file(seawall_tests::segment::name(200), far_behind.0);
+    seawall_tests::archive(&site.config)
+        .arg(path)
+        .run()
+        .success();
+    site.near.remove(&key);
     for target in [&inside, &behind] {
         refused(&site, 5, &["--time", target])
             .says(&missing)

@@ -16,6 +16,7 @@ fn quick() -> RetryPolicy {
         attempts: 4,
         first_wait: Duration::from_millis(1),
         longest_wait: Duration::from_millis(4),
+        slowest_link: 256 << 10,
         attempt_timeout: Duration::from_secs(20),
         total_deadline: Duration::from_secs(60),
     }

@@ -1,0 +1,231 @@
+//! Which backup leads to which target: the plan of a recovery, or what can be reached instead.
+//!
+//! Order is timeline ancestry and LSN. Clocks decide only where the target itself is a time,
+//! and then it is the server's clock, as each backup and each commit recorded it; the store's
+//! clock only informs. Where listings cannot tell, archived WAL is read: for the last commit
+//! before a time's end, and for a transaction or a restore point whose place nobody recorded.
+
+mod aim;
+mod judge;
+mod refusal;
+mod search;
+
+use jiff::Timestamp;
+
+use super::catalogue::Catalogue;
+use super::keys::BackupId;
+use super::line::{self, Line};
+use super::marker::Marker;
+use super::points::RestorePoint;
+use crate::error::{Error, Exit, Result};
+use crate::postgres::history::TimelineHistory;
+use crate::postgres::recovery::RecoveryTarget;
+use crate::postgres::{Lsn, SegmentSize, TimelineId};
+use aim::{Aim, Bound};
+
+/// What a person asks a recovery for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where to stop.
+    pub target: RecoveryTarget,
+    /// Whether the target itself is replayed.
+    pub inclusive: bool,
+    /// The timeline to follow. `None`: the newest.
+    pub timeline: Option<TimelineId>,
+    /// The backup to start from. `None`: the newest that leads there.
+    pub backup: Option<BackupId>,
+    /// Accept that WAL ends at a gap.
+    pub end_at_gap: bool,
+}
+
+/// How a recovery will go.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The backup to start from.
+    pub backup: Marker,
+    /// The timeline to follow.
+    pub history: TimelineHistory,
+    /// Segments from the backup's start to the last that may be needed, as far as they are
+    /// archived, oldest first: timeline, first and last number.
+    pub segments: Vec<(TimelineId, u64, u64)>,
+    /// The end of the last archived segment on that line.
+    pub wal_end: Lsn,
+    /// When that segment was stored, by the store's clock.
+    pub wal_end_stored: Timestamp,
+    /// The line goes on behind `wal_end` after a gap or a conflict: whoever asks for more than
+    /// the target needs meets an error.
+    pub broken_behind: bool,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+impl Catalogue {
+    /// Chooses the backup and checks that its WAL reaches the target: by listing; for a time
+    /// by reading the end of the WAL; for a transaction, and for a restore point that is not
+    /// recorded, by reading WAL until it is found. A point that was found is recorded, where
+    /// the repository can be written.
+    ///
+    /// # Errors
+    /// Exit code 5 where no backup or WAL reaches the target; the error names what can be
+    /// reached. Exit code 4 where the line passes a conflict. Exit code 1 where the backup that
+    /// is asked for cannot be used, or none that can leads to the target.
+    pub async fn plan(&self, request: &Request) -> Result<Plan> {
+        let timeline = match request.timeline {
+            Some(timeline) => timeline,
+            None => {
+                self.refuse_lost_history().await?;
+                self.newest_timeline()
+            }
+        };
+        let mut planner = Planner {
+            catalogue: self,
+            request,
+            history: self.history(timeline)?,
+            warnings: Vec::new(),
+            found: Vec::new(),
+        };
+        let plan = planner.plan().await;
+        self.system()
+            .remember_points(&planner.found, &self.points)
+            .await;
+        match plan {
+            // Where one can go instead is asked only now: it costs more listings.
+            Err(error) if error.exit() == Exit::Unreachable => {
+                Err(planner.with_unreadable(planner.with_other_timelines(error).await))
+            }
+            plan => plan,
+        }
+    }
+
+    /// WAL of a timeline whose history is not here: the newest timeline is not known, and
+    /// PostgreSQL would be stopped when it asks for that history, after all its replaying.
+    async fn refuse_lost_history(&self) -> Result<()> {
+        let with_wal = self.system().timelines_with_wal().await?;
+        let lost = with_wal
+            .iter()
+            .find(|timeline| !self.histories.contains_key(timeline));
+        match lost {
+            None => Ok(()),
+            Some(timeline) => Err(Error::unreachable(format!(
+                "there is WAL of timeline {timeline}, and not its history"
+            ))
+            .at(self.system().place())
+            .hint(format!(
+                "archive {}.history from a server that still has it in pg_wal, or choose a timeline with --timeline",
+                timeline.hex()
+            ))),
+        }
+    }
+}
+
+struct Planner<'a> {
+    catalogue: &'a Catalogue,
+    request: &'a Request,
+    history: &'a TimelineHistory,
+    warnings: Vec<String>,
+    /// Restore points that were found by reading WAL.
+    found: Vec<RestorePoint>,
+}
+
+impl<'a> Planner<'a> {
+    async fn plan(&mut self) -> Result<Plan> {
+        let chosen = self.request.backup.as_ref();
+        let chosen = chosen.map(|id| self.chosen(id)).transpose()?;
+        let Aim { bound, backup } = self.aim(chosen).await?;
+        let backup = match (chosen, backup) {
+            (Some(chosen), _) => self.allowed(chosen, bound)?,
+            (None, Some(backup)) => backup,
+            (None, None) => self.newest_before(bound)?,
+        };
+        let size = self.size();
+        let start = backup.start_lsn.segment(size);
+        let archived = self.catalogue.archived(self.history, start).await?;
+        let line = line::follow(self.history, start, size, &archived);
+        let (last, stored) = self.judge(backup, bound, &line)?;
+        if let Bound::Time(time) = bound {
+            self.judge_time(backup, time, &line, stored).await?;
+            self.mention_branches(time).await?;
+        }
+        if backup.damaged_page_count > 0 {
+            self.warnings.push(format!(
+                "backup {} holds {} pages whose checksums were wrong already on the source",
+                backup.id, backup.damaged_page_count
+            ));
+        }
+        Ok(Plan {
+            backup: backup.clone(),
+            history: self.history.clone(),
+            wal_end: self.end_of(&line, last),
+            broken_behind: line.broken.is_some(),
+            segments: line.segments,
+            wal_end_stored: stored,
+            warnings: std::mem::take(&mut self.warnings),
+        })
+    }
+
+    /// Where the line ends: with its last segment, or within, at the fork to a timeline that
+    /// has archived nothing yet.
+    fn end_of(&self, line: &Line, last: u64) -> Lsn {
+        let end = self.size().start_of(last + 1);
+        let left = line
+            .segments
+            .last()
+            .and_then(|(timeline, ..)| self.history.end_of(*timeline));
+        left.map_or(end, |left| left.min(end))
+    }
+
+    fn size(&self) -> SegmentSize {
+        self.catalogue.record.segment_size
+    }
+
+    fn unreachable(&self, what: String) -> Error {
+        Error::unreachable(what).at(self.catalogue.system().place())
+    }
+
+    fn on_line(&self) -> impl Iterator<Item = &'a Marker> + use<'a> {
+        let (history, backups) = (self.history, self.catalogue.backups.iter());
+        backups.filter(|b| history.contains(b.timeline, b.stop_lsn))
+    }
+
+    fn newest_before(&self, bound: Bound) -> Result<&'a Marker> {
+        self.on_line()
+            .filter(|backup| bound.allows(backup))
+            .max_by_key(|backup| (backup.stop_lsn, backup.timeline))
+            .ok_or_else(|| self.nothing_reaches(bound))
+    }
+
+    fn chosen(&self, id: &BackupId) -> Result<&'a Marker> {
+        let mut backups = self.catalogue.backups.iter();
+        let backup = backups
+            .find(|backup| backup.id == *id)
+            .ok_or_else(|| self.not_usable(id))?;
+        if !self.history.contains(backup.timeline, backup.stop_lsn) {
+            return Err(self
+                .unreachable(format!(
+                    "backup {id} ends at {} on timeline {}, which timeline {} does not pass",
+                    backup.stop_lsn, backup.timeline, self.history.timeline
+                ))
+                .hint(format!(
+                    "follow its own line with --timeline {}",
+                    backup.timeline
+                )));
+        }
+        Ok(backup)
+    }
+
+    fn allowed<'b>(&mut self, backup: &'b Marker, bound: Bound) -> Result<&'b Marker> {
+        match bound {
+            _ if bound.allows(backup) => Ok(backup),
+            Bound::Xid(xid) => {
+                self.warnings.push(format!(
+                    "transaction {xid} had begun when backup {} ended: recovery from it reaches the target only if it was still under way then",
+                    backup.id
+                ));
+                Ok(backup)
+            }
+            _ => Err(self
+                .unreachable(format!("backup {} ends after the target", backup.id))
+                .hint(self.earliest())),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A WAL file on its way into the repositories: checked against the cluster that it comes
+//! from, read once, digested and compressed.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::config::Compression;
+use crate::digest::{PlainDigest, PlainHasher};
+use crate::error::{Error, IoContext, Result};
+use crate::postgres::control::ControlFile;
+use crate::postgres::wal_page::{self, LONG_HEADER_SIZE, LongPageHeader};
+use crate::postgres::{FormatError, WalFileName};
+use crate::repository::bridge::ObjectWriter;
+use crate::repository::codec;
+
+/// `.history` and `.backup` files are small texts.
+pub(super) const LARGEST_TEXT: u64 = 1 << 20;
+
+/// What is read at once: it stays in the processor's cache until it is digested and compressed.
+const PIECE: usize = 256 << 10;
+
+/// A file that is to be archived, checked against the cluster that it comes from.
+pub struct WalFile {
+    name: WalFileName,
+    path: PathBuf,
+    size: u64,
+}
+
+impl WalFile {
+    /// Looks at the file: its name, its exact length, and for segments the header (magic,
+    /// system identifier, segment size, address against the name).
+    pub fn open(path: &Path, control: &ControlFile) -> Result<Self> {
+        let refuse = |error: FormatError| {
+            Error::refused("this file is not archived")
+                .at(path.display())
+                .because(error)
+                .hint("it does not belong to this cluster, or it is damaged; nothing was stored")
+        };
+        let file_name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let name: WalFileName = file_name.parse().map_err(refuse)?;
+        let mut file = File::open(path).on("open", path)?;
+        let size = file.metadata().on("look at", path)?.len();
+        match name {
+            WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
+                let mut header = [0; LONG_HEADER_SIZE];
+                file.read_exact(&mut header)
+                    .on("read the header of", path)?;
+                let header = LongPageHeader::parse(&header).map_err(refuse)?;
+                wal_page::check_segment_header(
+                    &header,
+                    segment,
+                    control.system_id,
+                    control.segment_size,
+                    size,
+                )
+                .map_err(refuse)?;
+            }
+            WalFileName::History(_) | WalFileName::BackupHistory(..) => {
+                if size == 0 || size > LARGEST_TEXT {
+                    return Err(refuse(FormatError::new(
+                        "history file",
+                        format!("{size} bytes is not the size of one"),
+                    )));
+                }
+            }
+        }
+        Ok(Self {
+            name,
+            path: path.to_owned(),
+            size,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> WalFileName {
+        self.name
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Digests and compresses it: into memory, in one pass; where it is `too_large` for that
+    /// only its digest is taken, and [`compress_into`](Self::compress_into) reads it again,
+    /// since its key needs the digest before the first byte is stored.
+    pub(super) fn read(&self, too_large: bool, compression: Compression) -> Result<Compressed> {
+        let mut hasher = PlainHasher::default();
+        if too_large {
+            self.each_piece(|piece| {
+                hasher.update(piece);
+                Ok(())
+            })?;
+            return Ok(Compressed {
+                digest: hasher.finish(),
+                bytes: None,
+            });
+        }
+        let mut compressor = codec::stream_compressor(Vec::new(), compression, Some(self.size))
+            .map_err(|error| {
+                Error::usage("zstd refuses the configured compression").because(error)
+            })?;
+        self.each_piece(|piece| {
+            hasher.update(piece);
+            compressor.write_all(piece).map_err(cannot_compress)
+        })?;
+        Ok(Compressed {
+            digest: hasher.finish(),
+            bytes: Some(compressor.finish().map_err(cannot_compress)?.into()),
+        })
+    }
+
+    /// The second pass over a large segment: compressed on the way into the store, and given
+    /// up if its content is no longer what its key says.
+    pub(super) fn compress_into(
+        &self,
+        writer: &ObjectWriter,
+        digest: PlainDigest,
+        compression: Compression,
+    ) -> Result<()> {
+        let mut hasher = PlainHasher::default();
+        let mut encoder = codec::stream_compressor(Vec::new(), compression, Some(self.size))
+            .map_err(cannot_compress)?;
+        self.each_piece(|piece| {
+            hasher.update(piece);
+            encoder.write_all(piece).map_err(cannot_compress)?;
+            writer.write(std::mem::take(encoder.get_mut()).into())
+        })?;
+        if hasher.finish() != digest {
+            return Err(Error::failed(format!(
+                "{} changed while it was read",
+                self.name
+            )));
+        }
+        writer.write(encoder.finish().map_err(cannot_compress)?.into())
+    }
+
+    /// Hands over every piece of the file; a file that changed its length is an error.
+    fn each_piece(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut source = File::open(&self.path).on("open", &self.path)?;
+        let mut buffer = vec![0; PIECE];
+        let mut left = self.size;
+        while left > 0 {
+            let wanted = left.min(buffer.len() as u64) as usize;
+            source
+                .read_exact(&mut buffer[..wanted])
+                .on("read", &self.path)?;
+            each(&buffer[..wanted])?;
+            left -= wanted as u64;
+        }
+        if source.read(&mut buffer[..1]).on("read", &self.path)? != 0 {
+            return Err(Error::failed(format!(
+                "{} grew while it was read",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What the object will be.
+pub(super) struct Compressed {
+    /// BLAKE3 of the plain bytes.
+    pub(super) digest: PlainDigest,
+    /// The object; none of a file that is too large to be held in memory.
+    pub(super) bytes: Option<Bytes>,
+}
+
+fn cannot_compress(error: std::io::Error) -> Error {
+    Error::failed("cannot compress").because(error)
+}

@@ -1,0 +1,309 @@
+//! The push engine: WAL files into every repository, within bounds of memory and processor.
+//!
+//! [`Engine::push`] says `Ok` only when the file is durable in as many repositories as the
+//! configuration asks for. The same content again is fine; other content under the same name
+//! is refused, and nothing is overwritten, for the key carries the content's digest. One
+//! engine serves one call of the archive_command, a run of files ahead of it, or a daemon.
+
+mod file;
+mod repair;
+mod target;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::config::{ArchiveConfig, Compression, Config};
+use crate::error::{Error, Exit, Result};
+use crate::postgres::WalFileName;
+use crate::postgres::control::ControlFile;
+use crate::repository::{Repository, System};
+
+use file::Compressed;
+pub use file::WalFile;
+use target::Target;
+
+/// How long repositories that are not needed for the acknowledgement are waited for.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The unit in which memory is counted.
+const KIB: u64 = 1 << 10;
+
+/// What became of a file in one repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was put now.
+    Stored,
+    /// The same content was there already.
+    Present,
+}
+
+/// A file that is durable where it must be.
+#[derive(Debug, Default)]
+pub struct Pushed {
+    /// The repositories that hold it, by name, and whether it was there before.
+    pub held_by: Vec<(String, Outcome)>,
+    /// The repositories that lack it. Empty unless fewer than all are needed.
+    pub lacking: Vec<String>,
+}
+
+/// Pushes files of one cluster into all repositories.
+pub struct Engine {
+    targets: Vec<Target>,
+    /// Repositories that could not be opened, and why.
+    unusable: Vec<(String, Error)>,
+    control: ControlFile,
+    compression: Compression,
+    /// How many repositories must hold a file.
+    needed: usize,
+    /// Repositories that lack earlier files: they are not waited for unless they are needed.
+    lagging: Mutex<BTreeSet<String>>,
+    jobs: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    memory_bytes: u64,
+}
+
+impl Engine {
+    /// Opens the repositories, without touching the network.
+    ///
+    /// # Errors
+    /// More of them cannot be opened than may be missing.
+    pub fn open(
+        config: &Config,
+        cluster: &str,
+        control: &ControlFile,
+        lagging: BTreeSet<String>,
+    ) -> Result<Self> {
+        let mut repositories = Vec::new();
+        let mut unusable = Vec::new();
+        for repository in &config.repository {
+            match Repository::open(repository) {
+                Ok(opened) => repositories.push(opened),
+                Err(error) => unusable.push((repository.name.clone(), error)),
+            }
+        }
+        let mut engine = Self::over(
+            &repositories,
+            cluster,
+            control,
+            config.compression,
+            &config.archive,
+        );
+        engine.needed = config.archive_ack.needed(config.repository.len());
+        engine.unusable = unusable;
+        engine.lagging = Mutex::new(lagging);
+        Ok(engine)
+    }
+
+    /// An engine over repositories that are open, all of which must hold each file.
+    pub fn over(
+        repositories: &[Repository],
+        cluster: &str,
+        control: &ControlFile,
+        compression: Compression,
+        archive: &ArchiveConfig,
+    ) -> Self {
+        let memory = archive.memory.as_u64().max(4 << 20);
+        let target =
+            |repository: &Repository| Target::new(repository.system(cluster, control.system_id));
+        Self {
+            targets: repositories.iter().map(target).collect(),
+            unusable: Vec::new(),
+            control: control.clone(),
+            compression,
+            needed: repositories.len(),
+            lagging: Mutex::default(),
+            jobs: Arc::new(Semaphore::new(archive.jobs)),
+            memory: Arc::new(Semaphore::new((memory / KIB) as usize)),
+            memory_bytes: memory,
+        }
+    }
+
+    /// The cluster in each repository that could be opened.
+    pub fn systems(&self) -> impl Iterator<Item = &System> {
+        self.targets.iter().map(Target::system)
+    }
+
+    /// Pushes one file into every repository at once. Comes back when enough of them hold it
+    /// and the others had their time, or when too many failed.
+    ///
+    /// # Errors
+    /// The file cannot be read, too few repositories hold it, or one holds other content.
+    pub async fn push(&self, file: WalFile) -> Result<Pushed> {
+        let mut pushed = self.push_into(file, self.needed, |_| true).await?;
+        pushed.lacking = self.lacking(&pushed);
+        self.lagging().extend(pushed.lacking.iter().cloned());
+        Ok(pushed)
+    }
+
+    /// Pushes one file into that repository alone.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn push_to(&self, file: WalFile, repository: &str) -> Result<()> {
+        self.push_into(file, 1, |name| name == repository)
+            .await
+            .map(|_| ())
+    }
+
+    async fn push_into(
+        &self,
+        file: WalFile,
+        needed: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Pushed> {
+        let name = file.name();
+        let file = Arc::new(file);
+        let (publish, compressed) = watch::channel(None);
+        let compressing = async {
+            let (reserved, result) = self.compress(&file).await?;
+            publish.send_replace(Some(Arc::new(result)));
+            Ok(reserved)
+        };
+        let stores: FuturesUnordered<_> = self
+            .targets
+            .iter()
+            .map(|target| (target.system().repository().name(), target))
+            .filter(|(repository, _)| wanted(repository))
+            .map(|(repository, target)| {
+                let mut compressed = compressed.clone();
+                let file = &file;
+                async move {
+                    let compressed = async {
+                        let found = compressed.wait_for(Option::is_some).await;
+                        let found = found.ok().and_then(|found| (*found).clone());
+                        found.ok_or_else(|| Error::failed(format!("{name} cannot be read")))
+                    };
+                    let stored = target.store(file, &self.control, compressed, self.compression);
+                    (repository, stored.await)
+                }
+            })
+            .collect();
+        // Memory stays reserved until every repository has the file.
+        let (_reserved, pushed) =
+            tokio::try_join!(compressing, self.collect(name, needed, stores))?;
+        Ok(pushed)
+    }
+
+    /// Waits for the repositories: without an end while a needed one is missing, then for a
+    /// while.
+    async fn collect<'a, F>(
+        &self,
+        name: WalFileName,
+        needed: usize,
+        mut stores: FuturesUnordered<F>,
+    ) -> Result<Pushed>
+    where
+        F: Future<Output = (&'a str, Result<Outcome>)>,
+    {
+        let mut pushed = Pushed::default();
+        let mut failures = Vec::new();
+        let mut deadline = None;
+        while !stores.is_empty() {
+            let next = if pushed.held_by.len() < needed {
+                stores.next().await
+            } else if self.only_lagging_are_left(&pushed, failures.len()) {
+                break;
+            } else {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + GRACE);
+                match tokio::time::timeout_at(deadline, stores.next()).await {
+                    Ok(next) => next,
+                    Err(_) => break,
+                }
+            };
+            match next {
+                Some((repository, Ok(outcome))) => {
+                    tracing::debug!("{name}: {outcome:?} in repository {repository}");
+                    pushed.held_by.push((repository.to_owned(), outcome));
+                }
+                // Another content is no outage: it is said, whoever else holds the file.
+                Some((_, Err(error))) if error.exit() == Exit::Refused => return Err(error),
+                Some((_, Err(error))) => failures.push(error),
+                None => break,
+            }
+        }
+        let unusable = self.unusable.iter().map(|(_, error)| error);
+        if pushed.held_by.len() >= needed {
+            for error in failures.iter().chain(unusable) {
+                tracing::warn!("{}", error.one_line());
+            }
+            return Ok(pushed);
+        }
+        // Each is said, and one decides.
+        for error in failures.iter().skip(1).chain(unusable) {
+            tracing::error!("{}", error.one_line());
+        }
+        Err(failures.into_iter().next().unwrap_or_else(|| {
+            Error::failed(format!(
+                "too few repositories can be opened to archive {name}"
+            ))
+            .hint("each is named above, with the reason")
+        }))
+    }
+
+    /// Whether nobody is left but repositories that are behind anyway: working ahead brings
+    /// them what they lack.
+    fn only_lagging_are_left(&self, pushed: &Pushed, failed: usize) -> bool {
+        let lagging = self.lagging();
+        let prompt = |name: &&str| !lagging.contains(*name);
+        let all = self.systems().map(|system| system.repository().name());
+        let held_by = pushed.held_by.iter().map(|(name, _)| name.as_str());
+        held_by.filter(prompt).count() + failed >= all.filter(prompt).count()
+    }
+
+    /// Tells the engine that `repository` lacks nothing any more.
+    pub fn caught_up(&self, repository: &str) {
+        self.lagging().remove(repository);
+    }
+
+    fn lagging(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.lagging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lacking(&self, pushed: &Pushed) -> Vec<String> {
+        let opened = self
+            .targets
+            .iter()
+            .map(|target| target.system().repository().name());
+        let unusable = self.unusable.iter().map(|(name, _)| name.as_str());
+        opened
+            .chain(unusable)
+            .filter(|name| !pushed.held_by.iter().any(|(held, _)| held == name))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Digests and compresses the file within the bounds, and keeps the memory that the
+    /// result takes reserved.
+    async fn compress(&self, file: &Arc<WalFile>) -> Result<(OwnedSemaphorePermit, Compressed)> {
+        let died = |error| Error::failed("compression died").because(error);
+        let closed = |_| Error::failed("the engine is closed");
+        // What cannot be compressed grows a little; the difference is not worth counting.
+        let kib = file.size().min(self.memory_bytes).div_ceil(KIB) as u32;
+        let memory = Arc::clone(&self.memory).acquire_many_owned(kib.max(1));
+        let mut reserved = memory.await.map_err(closed)?;
+        let job = Arc::clone(&self.jobs)
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
+        let (file, compression) = (Arc::clone(file), self.compression);
+        let too_large = file.size() > self.memory_bytes;
+        let compressed = tokio::task::spawn_blocking(move || {
+            let _job = job;
+            file.read(too_large, compression)
+        })
+        .await
+        .map_err(died)??;
+        if let Some(bytes) = &compressed.bytes {
+            let used = (bytes.len() as u64).div_ceil(KIB) as usize;
+            let unused = reserved.num_permits().saturating_sub(used);
+            drop(reserved.split(unused));
+        }
+        Ok((reserved, compressed))
+    }
+}

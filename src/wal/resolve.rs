@@ -1,0 +1,333 @@
+//! Settling conflicts, for `seawall wal resolve`: what speaks for each content of a file that
+//! has several, which of them belong together, and moving the losers aside.
+//!
+//! Nothing is ever lost: a loser is copied to `set-aside/`, the copy is read back, and only
+//! then the object under `wal/` is deleted. A crash between any two steps leaves the conflict
+//! as it was, perhaps with a copy, or the settled state; the same call completes it.
+
+mod branch;
+mod evidence;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use futures::StreamExt;
+use serde::Serialize;
+
+pub use evidence::{Candidate, Conflict, conflicts};
+
+use crate::digest::{PlainDigest, PlainHasher, StoredDigest, StoredHasher};
+use crate::error::{Error, IoContext, Result};
+use crate::postgres::archive_status;
+use crate::postgres::control::ControlFile;
+use crate::postgres::{SegmentName, SegmentSize, WalFileName};
+use crate::repository::System;
+use crate::repository::keys::WalObject;
+use crate::storage::Store;
+
+/// A person's decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The file, where the digest alone does not tell.
+    pub file: Option<WalFileName>,
+    /// The digest's first hex digits.
+    pub digest: String,
+    /// What to do with the object: keep it and set the others of its file aside, or set it
+    /// aside itself.
+    pub keep: bool,
+    /// Whether the neighbouring files are settled, too, as far as their records tell which of
+    /// them belong to the same branch.
+    pub branch: bool,
+}
+
+/// What is to be done, or was done.
+#[derive(Debug, Default, Serialize)]
+pub struct Settlement {
+    /// What stays: file and digest.
+    pub keep: BTreeMap<String, PlainDigest>,
+    /// What is moved, from key to key.
+    pub set_aside: Vec<Move>,
+    /// What could not be told, and why.
+    pub undecided: Vec<String>,
+    #[serde(skip)]
+    losers: Vec<WalObject>,
+}
+
+/// An object that is moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Move {
+    /// Its key under `wal/`.
+    pub from: String,
+    /// Its key under `set-aside/`.
+    pub to: String,
+}
+
+impl Settlement {
+    /// Keeps the object; other contents of its file are set aside. A file that has no other is
+    /// not worth a word.
+    async fn keep_only(&mut self, system: &System, object: WalObject) -> Result<()> {
+        for (other, _) in system.objects_of(object.name).await? {
+            if other.digest != object.digest {
+                self.keep.insert(object.name.to_string(), object.digest);
+                self.set_aside(other);
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_all_aside(&mut self, system: &System, segment: SegmentName) -> Result<()> {
+        let objects = system.objects_of(WalFileName::Segment(segment)).await?;
+        objects
+            .into_iter()
+            .for_each(|(object, _)| self.set_aside(object));
+        Ok(())
+    }
+
+    fn set_aside(&mut self, object: WalObject) {
+        if !self.losers.contains(&object) {
+            self.losers.push(object);
+        }
+    }
+}
+
+/// What the choices mean for a system. Changes nothing.
+///
+/// # Errors
+/// A digest that none or several of the objects have (nothing was touched); an object that is
+/// to be kept and is damaged (refused).
+pub async fn plan(
+    system: &System,
+    size: SegmentSize,
+    conflicts: &[Conflict],
+    choices: &[Choice],
+) -> Result<Option<Settlement>> {
+    let mut settlement = Settlement::default();
+    let mut archive = branch::Archive::new(system, size);
+    let mut found = false;
+    for choice in choices {
+        let Some(chosen) = chosen(system, conflicts, choice).await? else {
+            continue;
+        };
+        found = true;
+        if !choice.keep {
+            settlement.set_aside(chosen);
+            continue;
+        }
+        if let Err(trouble) = archive.content(chosen).await {
+            return Err(Error::refused(format!(
+                "the content of {} that is to be kept is not whole",
+                chosen.name
+            ))
+            .at(format!(
+                "{} of {}",
+                system.keys().wal_object(chosen),
+                system.place()
+            ))
+            .because(trouble.to_string())
+            .hint(
+                "keep the other one, or archive the file again from a server that still has it",
+            ));
+        }
+        settlement.keep_only(system, chosen).await?;
+        if choice.branch {
+            branch::follow(&mut archive, conflicts, chosen, &mut settlement).await?;
+        }
+    }
+    settlement.set_aside = settlement
+        .losers
+        .iter()
+        .map(|object| Move {
+            from: system.keys().wal_object(*object),
+            to: system.keys().set_aside(*object),
+        })
+        .collect();
+    Ok(found.then_some(settlement))
+}
+
+/// What the data directory of the right server says: of each file in conflict it keeps the
+/// content that lies there, and of the files that wait there to be archived it sets aside what
+/// another server has stored under their names. Empty where the directory is of another system.
+///
+/// # Errors
+/// The directory cannot be read, or a listing failed.
+pub async fn choices_from(
+    system: &System,
+    conflicts: &[Conflict],
+    data_directory: &Path,
+) -> Result<Vec<Choice>> {
+    if ControlFile::read(data_directory)?.system_id != system.id() {
+        return Ok(Vec::new());
+    }
+    let choice = |file, digest: PlainDigest, keep| Choice {
+        file: Some(file),
+        digest: digest.to_string(),
+        keep,
+        branch: false,
+    };
+    let mut choices = Vec::new();
+    for conflict in conflicts {
+        let here = digest_of(data_directory, conflict.file).await?;
+        // A file of another content may be one that was recycled.
+        if let Some(here) = here.filter(|d| conflict.contents.iter().any(|c| c.digest == *d)) {
+            choices.push(choice(conflict.file, here, true));
+        }
+    }
+    for file in archive_status::waiting(data_directory)? {
+        if conflicts.iter().any(|conflict| conflict.file == file) {
+            continue;
+        }
+        let Some(here) = digest_of(data_directory, file).await? else {
+            continue;
+        };
+        for (object, _) in system.objects_of(file).await? {
+            if object.digest != here {
+                choices.push(choice(file, object.digest, false));
+            }
+        }
+    }
+    Ok(choices)
+}
+
+/// The digest of a file in pg_wal. None where it is not there.
+async fn digest_of(data_directory: &Path, file: WalFileName) -> Result<Option<PlainDigest>> {
+    let path = data_directory.join("pg_wal").join(file.to_string());
+    let read = tokio::task::spawn_blocking(move || {
+        let mut source = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            source => source.on("open", &path)?,
+        };
+        let mut hasher = PlainHasher::default();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match source.read(&mut buffer).on("read", &path)? {
+                0 => return Ok(Some(hasher.finish())),
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+    });
+    read.await
+        .map_err(|error| Error::failed("reading died").because(error))?
+}
+
+/// The one object that a choice means. None where this system has none such.
+async fn chosen(
+    system: &System,
+    conflicts: &[Conflict],
+    choice: &Choice,
+) -> Result<Option<WalObject>> {
+    let objects: Vec<WalObject> = match choice.file {
+        Some(file) => system
+            .objects_of(file)
+            .await?
+            .into_iter()
+            .map(|(object, _)| object)
+            .collect(),
+        None => conflicts
+            .iter()
+            .flat_map(|conflict| conflict.contents.iter().map(|c| c.object))
+            .collect(),
+    };
+    let mut matching: Vec<WalObject> = objects
+        .into_iter()
+        .filter(|object| object.digest.to_string().starts_with(&choice.digest))
+        .collect();
+    matching.dedup_by_key(|object| (object.name, object.digest));
+    match matching.as_slice() {
+        [] => Ok(None),
+        [object] => Ok(Some(*object)),
+        several => {
+            let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+            Err(
+                Error::usage(format!("several contents begin with {:?}", choice.digest))
+                    .at(system.place())
+                    .because(names.join(", "))
+                    .hint("give more digits, or the file with --file"),
+            )
+        }
+    }
+}
+
+/// Moves the losers aside, one after the other.
+///
+/// After `Ok` all of them lie under `set-aside/`, durable and verified, and none under `wal/`.
+/// On `Err` each of them lies at one of the two places or at both; the same call completes it.
+pub async fn carry_out(system: &System, settlement: &Settlement) -> Result<()> {
+    for step in &settlement.set_aside {
+        move_aside(system.store(), step).await.map_err(|error| match error.advice() {
+            Some(_) => error,
+            None => error.hint("nothing is lost; the same command completes it. It needs the right to write under set-aside/ and to delete under wal/"),
+        })?;
+    }
+    Ok(())
+}
+
+async fn move_aside(store: &Store, step: &Move) -> Result<()> {
+    let there = stored(store, &step.to).await?;
+    let source = stored(store, &step.from).await?;
+    match (source, there) {
+        // An earlier call did it.
+        (None, Some(_)) => return Ok(()),
+        (None, None) => {
+            return Err(
+                Error::failed(format!("{} was listed and is gone", step.from)).at(store.url()),
+            );
+        }
+        (Some(source), Some(there)) if source == there => {}
+        (Some(_), Some(_)) => {
+            return Err(Error::refused(format!(
+                "{} is there already, with other bytes than {}",
+                step.to, step.from
+            ))
+            .at(store.url())
+            .hint("one of the two is damaged: look at both with `zstd -dc OBJECT | b3sum`, and remove the wrong one by hand"));
+        }
+        (Some(source), None) => {
+            copy(store, &step.from, &step.to).await?;
+            if stored(store, &step.to).await? != Some(source) {
+                return Err(Error::failed(format!(
+                    "the copy of {} is not what was written",
+                    step.from
+                ))
+                .at(format!("{} of {}", step.to, store.url())));
+            }
+        }
+    }
+    // What an earlier call copied may not have been durable when it died.
+    store.confirm_durable(&step.to).await?;
+    Ok(store.delete(&step.from).await?)
+}
+
+/// SHA-256 of an object's bytes. None where it is absent.
+async fn stored(store: &Store, key: &str) -> Result<Option<StoredDigest>> {
+    let Some(mut stream) = store.get_stream(key).await? else {
+        return Ok(None);
+    };
+    let mut hasher = StoredHasher::default();
+    while let Some(piece) = stream.next().await {
+        hasher.update(&piece?);
+    }
+    Ok(Some(hasher.finish()))
+}
+
+async fn copy(store: &Store, from: &str, to: &str) -> Result<()> {
+    const PART: usize = 8 << 20;
+    let mut stream = store
+        .get_stream(from)
+        .await?
+        .ok_or_else(|| Error::failed(format!("{from} was listed and is gone")).at(store.url()))?;
+    let mut upload = store.upload(to, PART, 2).await?;
+    while let Some(piece) = stream.next().await {
+        let written = match piece {
+            Ok(piece) => upload.write(piece).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            upload.abort().await;
+            return Err(error.into());
+        }
+    }
+    upload.finish().await?;
+    Ok(())
+}

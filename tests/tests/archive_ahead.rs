@@ -1,0 +1,289 @@
+//! Working ahead: calls that only confirm, bounds that hold, and nothing believed that is not
+//! so. The archiver is ours here, so that each moment can be looked at.
+
+use std::time::{Duration, Instant};
+
+use seawall_tests::postgres::Stop;
+use seawall_tests::segment::name;
+use seawall_tests::site::PATIENCE;
+use seawall_tests::{
+    Archiver, Cluster, ConfigFile, PostgresVersion, Repository, Site, Stored, pgbench, seawall,
+    wait_until,
+};
+
+/// No store answers: whatever needs one fails.
+const NOBODY: &str = "any=403";
+
+/// Small segments keep it quick.
+fn site() -> Site {
+    Site::with(Cluster::builder(PostgresVersion::find(15)).segment_size(1))
+}
+
+/// A site with a second push target, and this at the top of its configuration.
+fn with_two(archive_ack: &str) -> (Site, Stored) {
+    let mut site = site();
+    let root = site.scratch.directory("second");
+    site.config = ConfigFile::new()
+        .top(&format!("archive_ack = {archive_ack}"))
+        .cluster(&site.cluster)
+        .repository(Repository::local("near", site.near.root()))
+        .repository(Repository::local("second", &root))
+        .write(&site.scratch);
+    seawall(&site.config).arg("init").run().success();
+    (site, Stored::at(&root))
+}
+
+fn stored(near: &Stored, numbers: impl IntoIterator<Item = u64>) -> usize {
+    let mut numbers = numbers.into_iter();
+    numbers
+        .by_ref()
+        .filter(|n| !near.wal(&name(*n)).is_empty())
+        .count()
+}
+
+/// The process that works ahead holds this lock as long as it lives.
+#[track_caller]
+fn wait_until_idle(site: &Site) {
+    let lock = site.wal("seawall/archive/worker.lock");
+    wait_until("nobody works ahead any more", PATIENCE, || {
+        std::fs::File::open(&lock).map_or(true, |file| file.try_lock().is_ok())
+    });
+}
+
+#[test]
+fn a_backlog_is_archived_ahead_and_the_calls_that_follow_need_no_store() {
+    let site = site();
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=8);
+    archiver.ask(1).success();
+    wait_until("the others are archived", PATIENCE, || {
+        stored(&site.near, 2..=8) == 7
+    });
+    wait_until_idle(&site);
+    for number in 2..=8 {
+        let call = site.pushing(&name(number));
+        let output = call
+            .with(|run| run.env("SEAWALL_TEST_FAULTS", NOBODY))
+            .run();
+        archiver.take(number, &output.success());
+        archiver.assert_stored(number);
+    }
+    // Nothing is left of it but the lock, once it was at work again.
+    archiver.make(9..=10);
+    archiver.ask(9).success();
+    wait_until_idle(&site);
+    archiver.ask(10).success();
+    let left = std::fs::read_dir(site.wal("seawall/archive"))
+        .unwrap()
+        .count();
+    assert!(left <= 2, "{left} files are left");
+}
+
+#[test]
+fn no_segment_is_stored_more_than_sixteen_behind_the_oldest_that_waits() {
+    let site = site();
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=40);
+    archiver.ask(1).success();
+    wait_until_idle(&site);
+    // While it worked, segment 1 was acknowledged; 2 is the oldest that waits.
+    assert_eq!(stored(&site.near, 1..=40), 18);
+    assert!(site.near.wal(&name(19)).is_empty());
+    // What is missing behind them is no gap, and nothing that a recovery may pass over.
+    site.near.remove(&site.near.one_wal(&name(2)));
+    site.fetch(&name(2)).exits_with(1);
+    std::fs::remove_file(archiver.remembered(2)).unwrap();
+    for number in 2..=40 {
+        archiver.ask(number).success();
+        archiver.assert_stored(number);
+    }
+    wait_until_idle(&site);
+}
+
+#[test]
+fn what_was_archived_ahead_is_not_believed_of_a_file_that_changed() {
+    let site = site();
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=3);
+    archiver.ask(1).success();
+    wait_until("the others are archived", PATIENCE, || {
+        stored(&site.near, 2..=3) == 2
+    });
+    wait_until_idle(&site);
+    // The same bytes once more: it is looked at again, and found there.
+    archiver.write(2, &archiver.content(2));
+    let call = site.pushing(&name(2));
+    let alone = call
+        .with(|run| run.env("SEAWALL_TEST_FAULTS", NOBODY))
+        .run();
+    assert!((1..=125).contains(&alone.code));
+    archiver.ask(2).success();
+    archiver.write(3, &archiver.other_content(3));
+    let refused = archiver.ask(3);
+    assert!((1..=125).contains(&refused.code), "{}", refused.code);
+    refused.says("already archived with other content");
+    archiver.assert_stored(3);
+}
+
+#[test]
+fn a_record_that_was_forged_or_torn_is_not_believed() {
+    let site = site();
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=3);
+    archiver.ask(1).success();
+    wait_until_idle(&site);
+    let record = std::fs::read_to_string(archiver.remembered(2)).unwrap();
+    for forged in [
+        record.replace("\"near\"", "\"gone\""),
+        record[..record.len() - 1].to_owned(),
+        String::new(),
+        std::fs::read_to_string(archiver.remembered(3)).unwrap(),
+    ] {
+        std::fs::write(archiver.remembered(2), forged).unwrap();
+        let call = site.pushing(&name(2));
+        let alone = call
+            .with(|run| run.env("SEAWALL_TEST_FAULTS", NOBODY))
+            .run();
+        assert!((1..=125).contains(&alone.code));
+    }
+    archiver.ask(2).success();
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_is_no_reason_not_to_archive() {
+    let site = site();
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=3);
+    std::fs::write(site.wal("seawall"), "a file is in the way").unwrap();
+    for number in 1..=3 {
+        archiver.ask(number).success();
+        archiver.assert_stored(number);
+    }
+}
+
+#[test]
+fn where_the_server_is_the_first_process_nothing_is_left_running() {
+    // As in a container: an orphan would become the postmaster's child.
+    let site = site();
+    let archiver = Archiver::of(&site);
+    let pid = site.cluster.data().join("postmaster.pid");
+    std::fs::write(&pid, "1\n").unwrap();
+    archiver.make(1..=6);
+    archiver.ask(1).success();
+    let lock = site.wal("seawall/archive/worker.lock");
+    assert!(!lock.exists(), "a process was started");
+    let ahead = stored(&site.near, 2..=6);
+    assert!(ahead > 0, "nothing was archived ahead");
+    for number in 2..=6 {
+        archiver.ask(number).success();
+        archiver.assert_stored(number);
+    }
+    std::fs::remove_file(pid).unwrap();
+}
+
+#[test]
+fn one_dead_repository_holds_up_nobody_where_any_is_enough_and_is_brought_what_it_lacks() {
+    let (site, second) = with_two("\"any\"");
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=5);
+    second.unmount(false);
+    for number in 1..=5 {
+        archiver.ask(number).success();
+        archiver.assert_stored(number);
+    }
+    wait_until_idle(&site);
+    let noted = std::fs::read_dir(site.wal("seawall/missing/second")).unwrap();
+    assert!(noted.count() >= 5);
+    // PostgreSQL has recycled one meanwhile: it comes from the other repository.
+    std::fs::remove_file(site.wal(&name(1))).unwrap();
+    second.mount();
+    let tried = site.wal("seawall/missing/second/tried");
+    let _ = std::fs::remove_file(tried); // It would be left in peace for a while.
+    archiver.make([6]);
+    archiver.ask(6).success();
+    wait_until("all of it is there", PATIENCE, || {
+        stored(&second, 1..=6) == 6
+    });
+    for number in 1..=6 {
+        let key = second.one_wal(&name(number));
+        assert!(second.plain(&key) == archiver.content(number));
+        assert_eq!(key, site.near.one_wal(&name(number)));
+    }
+    wait_until_idle(&site);
+    assert!(!site.wal("seawall/missing").exists());
+}
+
+#[test]
+fn a_hanging_repository_costs_one_wait_and_not_one_for_each_file() {
+    let (site, _second) = with_two("1");
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=4);
+    let started = Instant::now();
+    for number in 1..=4 {
+        let call = site.pushing(&name(number));
+        let hanging = "store=second;any=hang";
+        let output = call
+            .with(|run| run.env("SEAWALL_TEST_FAULTS", hanging))
+            .run();
+        archiver.take(number, &output.success());
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(stored(&site.near, 1..=4), 4);
+}
+
+#[test]
+fn with_all_a_dead_repository_fails_the_call_and_the_others_get_the_file() {
+    let (site, second) = with_two("\"all\"");
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=2);
+    second.unmount(false);
+    let failed = archiver.ask(1);
+    assert!((1..=125).contains(&failed.code));
+    archiver.assert_stored(1);
+    second.mount();
+    archiver.ask(1).success();
+    assert_eq!(stored(&second, 1..=1), 1);
+}
+
+#[test]
+fn other_content_in_one_repository_fails_the_call_whatever_is_enough() {
+    let (site, second) = with_two("\"any\"");
+    let archiver = Archiver::of(&site);
+    archiver.make([1]);
+    archiver.ask(1).success();
+    site.near.remove(&site.near.one_wal(&name(1)));
+    archiver.write(1, &archiver.other_content(1));
+    let refused = site.push(&name(1));
+    assert!((1..=125).contains(&refused.code));
+    refused.says("already archived with other content");
+    assert_eq!(stored(&second, [1]), 1);
+}
+
+#[test]
+fn a_server_under_load_is_kept_up_with_and_its_shutdown_is_not_held_up() {
+    let mut site = site();
+    site.cluster.start();
+    pgbench::init(&site.cluster, 2);
+    pgbench::run(&site.cluster, 2, Duration::from_secs(5));
+    let took = site.cluster.stop(Stop::Fast);
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    wait_until_idle(&site);
+    let status = std::fs::read_dir(site.wal("archive_status")).unwrap();
+    let mut done = 0;
+    for entry in status.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        if let Some(segment) = file.strip_suffix(".done").filter(|name| name.len() == 24) {
+            done += 1;
+            let plain = site.near.plain(&site.near.one_wal(segment));
+            assert!(
+                plain == std::fs::read(site.wal(segment)).unwrap(),
+                "{segment}"
+            );
+        }
+    }
+    assert!(done > 0);
+}
