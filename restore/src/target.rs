@@ -454,7 +454,8 @@ fn remove(path: &Path) -> Result<()> {
 fn refuse_other_than_wal(directory: &Path) -> Result<()> {
     let known = |name: &str| {
         name.parse::<WalFileName>().is_ok()
-            || ["archive_status", "summaries", "lost+found"].contains(&name)
+            // The last holds what Seawall has archived and fetched ahead.
+            || ["archive_status", "summaries", "lost+found", "seawall"].contains(&name)
             || ["xlogtemp.", "RECOVERY"]
                 .iter()
                 .any(|prefix| name.starts_with(prefix))

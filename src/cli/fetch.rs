@@ -269,13 +269,12 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
         };
         let (systems, _) = call.systems()?;
         let runtime = runtime()?;
-        let done = runtime.block_on(fetch::prefetch(
-            systems,
-            &spool,
-            &lock,
-            &call.request,
-            ahead,
-        ));
+        let done = runtime.block_on(async {
+            tokio::select! {
+                done = fetch::prefetch(systems, &spool, &lock, &call.request, ahead) => done,
+                () = super::interrupted() => spool.discard(),
+            }
+        });
         runtime.shutdown_background();
         done
     };

@@ -43,6 +43,19 @@ impl DataDirectory {
         text.lines().next()?.trim().parse().ok()
     }
 
+    /// Whether a server recovers here from an archive, a standby included: one of the files that
+    /// ask for it is there, and so is the server's process.
+    pub fn is_recovering(&self) -> bool {
+        let asked = ["recovery.signal", "standby.signal"]
+            .iter()
+            .any(|signal| self.path.join(signal).exists());
+        asked
+            && self.postmaster().is_some_and(|postmaster| {
+                let process = nix::unistd::Pid::from_raw(postmaster as i32);
+                nix::sys::signal::kill(process, None) != Err(nix::errno::Errno::ESRCH)
+            })
+    }
+
     /// Whether a process that outlives the command that started it would become the
     /// postmaster's own child: in a container whose first process the postmaster is. It takes
     /// the violent death of any child for a crash, and restarts the whole server (PostgreSQL 17,
@@ -74,5 +87,22 @@ mod tests {
         assert!(status.is_ready("000000010000000000000001"));
         assert!(!status.is_ready("000000010000000000000002"));
         assert_eq!(status.postmaster(), Some(4711));
+    }
+
+    #[test]
+    fn recovery_is_asked_for_by_a_file_and_done_by_a_process() {
+        let data = tempfile::tempdir().unwrap();
+        let status = DataDirectory::at(data.path());
+        let server = |process: &str| {
+            let path = data.path().join("postmaster.pid");
+            crate::durable::write_file(&path, process.as_bytes(), 0o600).unwrap();
+        };
+        server(&std::process::id().to_string());
+        assert!(!status.is_recovering());
+        std::fs::File::create(data.path().join("standby.signal")).unwrap();
+        assert!(status.is_recovering());
+        // No process has so great a number.
+        server("2147483646");
+        assert!(!status.is_recovering());
     }
 }

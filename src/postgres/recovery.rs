@@ -1,14 +1,12 @@
 //! Recovery in PostgreSQL's own words: the settings that lead to a target, and what the
 //! server's log says on the way there.
 //!
-//! It writes and reads text; who stores the settings and who follows the log is not its
+//! It writes and reads text only; who stores the settings and who follows the log is not its
 //! matter. The log is recognised in English: whoever reads it starts the server with
 //! `lc_messages = C`. Facts: the scanner of `guc-file.l`, and the recovery settings'
 //! check and assign hooks in `src/backend/access/transam/xlogrecovery.c`.
 
 mod log;
-
-use std::path::Path;
 
 use jiff::Timestamp;
 
@@ -51,22 +49,6 @@ pub enum RecoveryTimeline {
     Latest,
     /// That one.
     Id(TimelineId),
-}
-
-/// Whether a server is recovering from an archive in this data directory, a standby included:
-/// one of the files that ask for it is there, and so is the server's process.
-pub fn is_recovering(data_directory: &Path) -> bool {
-    let asked = ["recovery.signal", "standby.signal"]
-        .iter()
-        .any(|signal| data_directory.join(signal).exists());
-    let server = std::fs::read_to_string(data_directory.join("postmaster.pid"))
-        .ok()
-        .and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
-    asked
-        && server.is_some_and(|pid| {
-            let process = nix::unistd::Pid::from_raw(pid.saturating_abs());
-            nix::sys::signal::kill(process, None) != Err(nix::errno::Errno::ESRCH)
-        })
 }
 
 /// The settings of one recovery.

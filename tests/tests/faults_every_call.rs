@@ -7,14 +7,16 @@
 //! a truthful store would say as well.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use seawall::config::{ArchiveConfig, Compression};
+use seawall::config::{ArchiveConfig, Compression, FetchConfig};
+use seawall::digest::PlainDigest;
 use seawall::postgres::WalFileName;
 use seawall::postgres::control::ControlFile;
 use seawall::repository::{Repository, System};
 use seawall::storage::RetryPolicy;
 use seawall::storage::fault::FaultPlan;
-use seawall::wal::fetch::{Fetched, Request, fetch};
+use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, fetch, prefetch};
 use seawall::wal::push::{Engine, Outcome, WalFile};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::segment::name;
@@ -25,7 +27,7 @@ struct Files {
     control: ControlFile,
     wal: PathBuf,
     fetched: PathBuf,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Files {
@@ -54,7 +56,7 @@ impl Files {
             control: ControlFile::read(cluster.data()).unwrap(),
             wal,
             fetched: scratch.directory("fetched"),
-            _scratch: scratch,
+            scratch,
         }
     }
 
@@ -91,6 +93,51 @@ impl Files {
 
     fn system(&self, repository: &Repository) -> System {
         repository.system("main", self.control.system_id)
+    }
+
+    /// Fetches ahead what follows segment 1, taking what comes, and returns how many came.
+    /// Panics if one of them is not what was archived, or if anything is left.
+    async fn fetch_ahead(&self, from: &Repository) -> usize {
+        let pg_wal = self.scratch.directory("data/pg_wal");
+        let destination = pg_wal.join("RECOVERYXLOG");
+        let request = |number: u64| Request {
+            name: name(number).parse().unwrap(),
+            segment_size: self.control.segment_size,
+            destination: &destination,
+            end_at_gap: false,
+            left: &[],
+            new_tablespaces: Default::default(),
+        };
+        let spool = Spool::of(&request(1), PlainDigest::of(b"test")).unwrap();
+        let lock = spool.begin().unwrap().expect("nobody else fetches ahead");
+        let ahead = Ahead::of(&FetchConfig::default(), self.control.segment_size).unwrap();
+        let first = request(1);
+        let worker = prefetch(vec![self.system(from)], &spool, &lock, &first, ahead);
+        let mut taken = 0;
+        let taking = async {
+            for number in 2..=5 {
+                // Who waits in vain gets it elsewhere, and goes on.
+                for _ in 0..100 {
+                    let came = spool.take(&request(number), self.control.system_id);
+                    if came.unwrap() {
+                        let content = std::fs::read(&destination).unwrap();
+                        assert!(content == self.plain(&name(number)));
+                        std::fs::remove_file(&destination).unwrap();
+                        taken += 1;
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(4)).await;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            done = worker => done.unwrap(),
+            () = taking => {}
+        }
+        let left: Vec<_> = std::fs::read_dir(&pg_wal).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+        taken
     }
 
     /// Fetches, and panics unless the destination holds the whole file or nothing at all.
@@ -249,6 +296,25 @@ fn a_fetch_whose_nth_call_fails_never_calls_absent_what_exists() {
 }
 
 #[test]
+fn what_is_fetched_ahead_while_the_nth_call_fails_is_whole_and_right_or_not_there() {
+    let files = Files::new(1);
+    let all: Vec<String> = (1..=5).map(name).collect();
+    runtime().block_on(async {
+        let pushed: Vec<&str> = all.iter().map(String::as_str).collect();
+        let url = new_repository(&files, &pushed).await;
+        let mut most = 0;
+        every_call(4, async |case, plan| {
+            let (_, faulty) = with_plan(&url, impatient(), &plan);
+            let came = files.fetch_ahead(&faulty).await;
+            assert!(came == 4 || plan.injected() > 0, "{case}: {came} came");
+            most = most.max(came);
+        })
+        .await;
+        assert_eq!(most, 4);
+    });
+}
+
+#[test]
 fn one_listing_that_lies_is_caught_also_where_others_tell_the_truth() {
     let files = Files::new(1);
     runtime().block_on(async {
@@ -316,8 +382,8 @@ fn a_large_segment_whose_upload_fails_anywhere_is_acknowledged_only_when_it_is_w
     std::fs::write(&path, bytes).unwrap();
     files.fetched = files.fetched.join(".");
     let patient = RetryPolicy {
-        attempt_timeout: std::time::Duration::from_secs(2),
-        total_deadline: std::time::Duration::from_secs(20),
+        attempt_timeout: Duration::from_secs(2),
+        total_deadline: Duration::from_secs(20),
         ..impatient()
     };
     runtime().block_on(async {

@@ -21,7 +21,8 @@ use super::{Left, NewTablespaces, Place, Request, Spool};
 use crate::config::FetchConfig;
 use crate::durable;
 use crate::error::{IoContext, Result};
-use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName, recovery};
+use crate::postgres::data_directory::DataDirectory;
+use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
@@ -79,6 +80,7 @@ pub async fn prefetch(
     };
     let size = request.segment_size;
     let data_directory = request.destination.ancestors().nth(2);
+    let data_directory = data_directory.map(DataDirectory::at);
     let mut worker = Worker {
         systems,
         spool,
@@ -113,7 +115,9 @@ pub async fn prefetch(
         }
         if looked_around.elapsed() >= LOOK_AROUND {
             looked_around = Instant::now();
-            let recovering = data_directory.is_some_and(recovery::is_recovering);
+            let recovering = data_directory
+                .as_ref()
+                .is_some_and(DataDirectory::is_recovering);
             idle = if recovering { IDLE_IN_RECOVERY } else { IDLE };
             if !spool.is_locked_by(lock) || !spool.has_room(ahead.reserve / 2) {
                 break;

@@ -94,22 +94,24 @@ impl Spool {
         delivered.map(|()| true)
     }
 
-    /// Tells the worker that PostgreSQL got a segment without it.
+    /// Tells the worker that PostgreSQL got a segment without it. A worker that is just ending
+    /// needs no word.
     pub fn tell(&self, delivered: WalFileName) -> Result<()> {
         let WalFileName::Segment(segment) = delivered else {
             return Ok(());
         };
         let (note, new) = (self.note(), self.directory.join("asked.new"));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .on("create", &new)?;
-        file.write_all(self.name_of(segment).as_bytes())
-            .on("write", &new)?;
-        durable::rename_without_sync(&new, &note).on("rename to", &note)
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(self.name_of(segment).as_bytes())?;
+            durable::rename_without_sync(&new, &note)
+        };
+        ignore_absent(write()).on("write", &note)
     }
 
     /// Whether the disk has so many bytes left for PostgreSQL's user. Quotas are not known.
