@@ -167,26 +167,30 @@ impl Ahead {
     /// Brings every repository that lacks files and may be tried all of them.
     async fn repair(self: Arc<Self>) {
         for repository in self.missing.due() {
-            let mut names: Vec<WalFileName> = self.missing.of(&repository).into_iter().collect();
-            // As PostgreSQL does it: history first.
-            names.sort_by_key(|name| !matches!(name, WalFileName::History(_)));
-            for name in names {
-                let path = self.data.pg_wal().join(name.to_string());
-                let done = match WalFile::open(&path, &self.control) {
-                    Ok(file) => self.engine.push_to(file, &repository).await,
-                    // PostgreSQL has recycled it.
-                    Err(_) => self.engine.copy_to(name, &repository).await,
-                };
-                match done {
-                    Ok(()) => self.missing.repaired(&repository, name),
-                    Err(error) => {
-                        tracing::warn!("repository {repository}: {}", error.one_line());
-                        self.missing.failed(&repository);
-                        break;
-                    }
+            match self.repair_one(&repository).await {
+                Ok(()) => self.engine.caught_up(&repository),
+                Err(error) => {
+                    tracing::warn!("repository {repository}: {}", error.one_line());
+                    self.missing.failed(&repository);
                 }
             }
         }
+    }
+
+    async fn repair_one(&self, repository: &str) -> Result<()> {
+        let mut names: Vec<WalFileName> = self.missing.of(repository).into_iter().collect();
+        // As PostgreSQL does it: history first.
+        names.sort_by_key(|name| !matches!(name, WalFileName::History(_)));
+        for name in names {
+            let path = self.data.pg_wal().join(name.to_string());
+            match WalFile::open(&path, &self.control) {
+                Ok(file) => self.engine.push_to(file, repository).await?,
+                // PostgreSQL has recycled it.
+                Err(_) => self.engine.copy_to(name, repository).await?,
+            }
+            self.missing.repaired(repository, name);
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ mod repair;
 mod target;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -62,7 +62,7 @@ pub struct Engine {
     /// How many repositories must hold a file.
     needed: usize,
     /// Repositories that lack earlier files: they are not waited for unless they are needed.
-    lagging: BTreeSet<String>,
+    lagging: Mutex<BTreeSet<String>>,
     jobs: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     memory_bytes: u64,
@@ -96,7 +96,7 @@ impl Engine {
         );
         engine.needed = config.archive_ack.needed(config.repository.len());
         engine.unusable = unusable;
-        engine.lagging = lagging;
+        engine.lagging = Mutex::new(lagging);
         Ok(engine)
     }
 
@@ -117,7 +117,7 @@ impl Engine {
             control: control.clone(),
             compression,
             needed: repositories.len(),
-            lagging: BTreeSet::new(),
+            lagging: Mutex::default(),
             jobs: Arc::new(Semaphore::new(archive.jobs)),
             memory: Arc::new(Semaphore::new((memory / KIB) as usize)),
             memory_bytes: memory,
@@ -135,7 +135,10 @@ impl Engine {
     /// # Errors
     /// The file cannot be read, too few repositories hold it, or one holds other content.
     pub async fn push(&self, file: WalFile) -> Result<Pushed> {
-        self.push_into(file, self.needed, |_| true).await
+        let mut pushed = self.push_into(file, self.needed, |_| true).await?;
+        pushed.lacking = self.lacking(&pushed);
+        self.lagging().extend(pushed.lacking.iter().cloned());
+        Ok(pushed)
     }
 
     /// Pushes one file into that repository alone.
@@ -229,7 +232,6 @@ impl Engine {
             for error in failures.iter().chain(unusable) {
                 tracing::warn!("{}", error.one_line());
             }
-            pushed.lacking = self.lacking(&pushed);
             return Ok(pushed);
         }
         // Each is said, and one decides.
@@ -247,14 +249,20 @@ impl Engine {
     /// Whether nobody is left but repositories that are behind anyway: working ahead brings
     /// them what they lack.
     fn only_lagging_are_left(&self, pushed: &Pushed, failed: usize) -> bool {
-        let lagging = |target: &&Target| self.lagging.contains(target.system().repository().name());
-        let prompt = self.targets.len() - self.targets.iter().filter(lagging).count();
-        let held_by_prompt = pushed
-            .held_by
-            .iter()
-            .filter(|(name, _)| !self.lagging.contains(name))
-            .count();
-        held_by_prompt + failed >= prompt
+        let lagging = self.lagging();
+        let prompt = |name: &&str| !lagging.contains(*name);
+        let all = self.systems().map(|system| system.repository().name());
+        let held_by = pushed.held_by.iter().map(|(name, _)| name.as_str());
+        held_by.filter(prompt).count() + failed >= all.filter(prompt).count()
+    }
+
+    /// Tells the engine that `repository` lacks nothing any more.
+    pub fn caught_up(&self, repository: &str) {
+        self.lagging().remove(repository);
+    }
+
+    fn lagging(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.lagging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lacking(&self, pushed: &Pushed) -> Vec<String> {
