@@ -26,6 +26,9 @@ const MOST_WAITING: usize = 64;
 /// long before it reaches [`MOST_WAITING`].
 const MOST_GROWTH: f64 = 16.0;
 
+/// pgbench's; about 750 MB.
+const SCALE: u32 = 50;
+
 const SAMPLE: Duration = Duration::from_millis(250);
 
 #[test]
@@ -34,11 +37,14 @@ fn soak_the_archive_keeps_up_with_pgbench_at_full_speed_and_loses_nothing() {
     let builder = Cluster::builder(PostgresVersion::find(15))
         .config("shared_buffers", "256MB")
         .config("max_wal_size", MAX_WAL_SIZE)
+        // The most WAL that pgbench can write: nearly every change is the first to its page
+        // since a checkpoint, and so logs the whole page.
+        .config("checkpoint_timeout", "30s")
         // Whatever is archived stays long enough for the witness to have read it.
         .config("wal_keep_size", "1GB")
         .config("log_checkpoints", "on");
     let site = Site::with(builder).start();
-    pgbench::init(&site.cluster, 20);
+    pgbench::init(&site.cluster, SCALE);
     site.cluster.archive_all(PATIENCE);
 
     let time = soak_time();
