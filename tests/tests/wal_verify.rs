@@ -213,7 +213,8 @@ fn wal_that_is_whole_in_itself_and_does_not_belong_there_is_caught() {
 fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let (site, _standby) = archived();
     let segments = segments(&site, "00000001");
-    site.near.flip(&segments[1], 500);
+    let middle = |key: &String| site.near.bytes(key).len() / 2;
+    site.near.flip(&segments[1], middle(&segments[1]));
     let all = site.near.keys_with("/wal/").len();
     // The store stops to answer in the middle, so that there is time to interrupt it.
     let state = site.scratch.directory("state").join("verify.json");
@@ -245,7 +246,8 @@ fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let passed = segments
         .iter()
         .rfind(|key| *name_in(key) < *next && **key != segments[1]);
-    site.near.flip(passed.expect("some were passed"), 500);
+    let passed = passed.expect("some were passed");
+    site.near.flip(passed, middle(passed));
     let done = verify(&site, &[&resume[..], &["--json"]].concat())
         .exits_with(3)
         .json();
