@@ -410,6 +410,18 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         assert_eq!(second(&stored), of_a);
     }
     assert!(interrupted > 0, "no round was interrupted in the middle");
+
+    // A store that lets nobody delete, or takes no copy: said, and nothing is lost.
+    let (stored, config) = twins.another("refusing");
+    for (fault, objects) in [("put=403;begin=403", 0), ("delete=403", 1)] {
+        let call = seawall(&config).args(keep);
+        let refused = call.with(|run| run.env("SEAWALL_TEST_FAULTS", fault)).run();
+        refused.exits_with(1).says("the same command completes it");
+        assert_eq!(stored.keys_with("/set-aside/").len(), objects, "{fault}");
+        assert!(of_a.union(&of_b).all(|key| stored.path(key).exists()));
+    }
+    twins.resolve(&config, &keep[2..]).success();
+    assert_eq!(second(&stored), of_a);
 }
 
 #[test]
