@@ -124,6 +124,46 @@ fn a_new_timeline_goes_on_from_its_parent_and_names_where_it_began() {
     }
 }
 
+#[test]
+fn a_record_that_a_crash_cut_at_the_border_and_what_overwrites_it_follow_each_other() {
+    // As PostgreSQL's own test does it (src/test/recovery/t/026_overwrite_contrecord.pl).
+    let settings = "wal_keep_size = '500MB'\nautovacuum = off\n";
+    let mut server = Server::with(&["--wal-segsize=1"], settings);
+    server.sql("create table filler (a int, b text)");
+    server.sql(
+        "do $$ declare wal_segsize int := 1048576; remain int; iters int := 0; begin
+           loop
+             insert into filler select g, repeat(md5(g::text), (random() * 60 + 1)::int)
+               from generate_series(1, 10) g;
+             remain := wal_segsize - (pg_current_wal_insert_lsn() - '0/0') % wal_segsize;
+             if remain < 2 * 8192 then
+               exit;
+             end if;
+             iters := iters + 1;
+           end loop;
+         end $$",
+    );
+    let cut = server.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    server.sql("select pg_logical_emit_message(true, 'cut', repeat('xyzxz', 123456))");
+    let lost = server.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let (cut, lost) = (cut.trim(), lost.trim());
+    assert_ne!(cut, lost);
+    server.crash();
+    std::fs::remove_file(server.data().join("pg_wal").join(lost)).unwrap();
+    server.launch();
+    server.sql("insert into filler select 1, 'after'");
+    server.stop();
+    let found = segments(&server);
+    let of = |name: &str| {
+        let segment = found.iter().find(|s| s.0.to_string() == name);
+        chain(&segment.unwrap_or_else(|| panic!("{name}")).2)
+    };
+    let (before, overwriting) = (of(cut), of(lost));
+    assert!(matches!(before.end, End::Cut(_)), "{:?}", before.end);
+    assert_ne!(overwriting.header.info & OVERWRITES, 0);
+    assert_eq!(follows(&before, &overwriting), Fit::Follows);
+}
+
 proptest! {
     #[test]
     fn garbage_is_an_end_or_an_error_and_never_a_panic(
