@@ -29,6 +29,11 @@ impl PlainDigest {
         hasher.update(bytes);
         hasher.finish()
     }
+
+    /// The same digits as a number, to fold many into one.
+    pub fn as_number(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
 }
 
 impl StoredDigest {

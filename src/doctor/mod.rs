@@ -149,8 +149,13 @@ pub async fn examine(
     for repository in &repositories {
         let survey =
             repository::examine(repository, cluster_name, control.as_ref(), &mut findings).await;
-        surveys.extend(survey.map(|survey| (repository, survey)));
+        if let (Some(survey), Some(control)) = (survey, &control) {
+            surveys.push((repository.system(cluster_name, control.system_id), survey));
+        }
     }
     repository::compare(&surveys, tried, &mut findings);
+    if let Err(error) = repository::compare_contents(&surveys, &mut findings).await {
+        findings.failed("repositories", &error);
+    }
     findings.0
 }

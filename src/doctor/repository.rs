@@ -161,11 +161,12 @@ fn some_of(items: &[String]) -> String {
 /// Compares the repositories with each other: what one holds and another lacks is WAL that one
 /// disaster could take. Segments behind `until` may be on their way and are not compared.
 pub(super) fn compare(
-    surveys: &[(&Repository, Survey)],
+    surveys: &[(System, Survey)],
     until: Option<SegmentName>,
     findings: &mut Findings,
 ) {
-    for (at, (repository, survey)) in surveys.iter().enumerate() {
+    for (at, (system, survey)) in surveys.iter().enumerate() {
+        let repository = system.repository();
         let others: Vec<&Survey> = surveys
             .iter()
             .enumerate()
@@ -200,6 +201,43 @@ pub(super) fn compare(
             ),
         );
     }
+}
+
+/// Compares contents: two hosts that each reached another repository leave no conflict in
+/// either.
+pub(super) async fn compare_contents(
+    surveys: &[(System, Survey)],
+    findings: &mut Findings,
+) -> Result<()> {
+    for (at, (system, survey)) in surveys.iter().enumerate() {
+        for (other, theirs) in &surveys[at + 1..] {
+            let (logs, histories) = health::differing(survey, theirs);
+            let mut names: Vec<String> = histories
+                .into_iter()
+                .map(|timeline| format!("{}.history", timeline.hex()))
+                .collect();
+            for (timeline, log) in logs {
+                let ours = system.log_digests(timeline, log).await?;
+                let theirs = other.log_digests(timeline, log).await?;
+                let differ = ours.iter().filter(|(name, digests)| {
+                    theirs.get(name).is_some_and(|theirs| theirs != *digests)
+                });
+                names.extend(differ.map(|(name, _)| name.to_string()));
+            }
+            if !names.is_empty() {
+                let [one, two] = [system, other].map(|s| s.repository().name().to_owned());
+                findings.problem(
+                    &subject(system.repository()),
+                    format!(
+                        "{one} and {two} hold different contents of {}",
+                        some_of(&names)
+                    ),
+                    "two servers archived, each where the other did not: stop the wrong one, set its contents aside with `seawall wal resolve --repository NAME --file FILE --set-aside DIGEST`, and archive the right ones there again",
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 fn backups_of(

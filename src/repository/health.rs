@@ -317,6 +317,31 @@ pub fn lacking(one: &Survey, others: &[&Survey], until: Option<SegmentName>) -> 
     lacking
 }
 
+/// The logs of which two repositories hold something and do not hold the same: there they lack
+/// segments of each other, or hold different contents under one name. And the timelines whose
+/// histories differ.
+pub fn differing(one: &Survey, other: &Survey) -> (Vec<(TimelineId, u32)>, Vec<TimelineId>) {
+    let mut logs = Vec::new();
+    for (timeline, wal) in &one.archived {
+        let Some(theirs) = other.archived.get(timeline) else {
+            continue;
+        };
+        let both = wal.fingerprints.iter().filter_map(|(log, ours)| {
+            let theirs = theirs.fingerprints.get(log)?;
+            (ours != theirs).then_some((*timeline, *log))
+        });
+        logs.extend(both);
+    }
+    let theirs = &other.histories.read;
+    let ours = one.histories.read.iter();
+    let histories = ours.filter(|(timeline, history)| {
+        theirs
+            .get(timeline)
+            .is_some_and(|theirs| theirs != *history)
+    });
+    (logs, histories.map(|(timeline, _)| *timeline).collect())
+}
+
 impl Lacking {
     /// Whether it lacks nothing.
     pub fn is_empty(&self) -> bool {

@@ -72,6 +72,10 @@ pub struct TimelineWal {
     pub conflicts: Vec<SegmentName>,
     /// `.partial` and `.backup` files with more than one content.
     pub conflicts_beside: Vec<WalFileName>,
+    /// For each log (4 GiB of WAL) the digests of its segments, folded into one: where two
+    /// repositories hold the same segments of a log, they hold the same contents exactly if
+    /// these are equal.
+    pub fingerprints: BTreeMap<u32, u128>,
 }
 
 /// The `.history` files of a system.
@@ -445,17 +449,41 @@ impl System {
                 let Some(segment) = here.filter(|s| s.timeline == timeline && *s >= first) else {
                     continue;
                 };
-                let twice = previous
+                let same_name = previous
                     .replace(object)
-                    .filter(|previous| previous.name == object.name)
-                    .is_some_and(|previous| previous.digest != object.digest);
+                    .filter(|previous| previous.name == object.name);
+                let twice = same_name.is_some_and(|previous| previous.digest != object.digest);
                 wal.note(object.name, twice);
                 if let WalFileName::Segment(_) = object.name {
                     wal.add(segment.number(size)?, &info);
+                    // The plain and the encrypted object of one digest are the same thing.
+                    if same_name.is_none() || twice {
+                        *wal.fingerprints.entry(segment.log).or_default() ^=
+                            object.digest.as_number();
+                    }
                 }
             }
         }
         Ok(wal)
+    }
+
+    /// The digests of each segment of a log: 4 GiB of WAL.
+    pub async fn log_digests(
+        &self,
+        timeline: TimelineId,
+        log: u32,
+    ) -> Result<BTreeMap<SegmentName, BTreeSet<PlainDigest>>> {
+        let low = 0;
+        let directory = self.keys().log(SegmentName { timeline, log, low });
+        let mut digests: BTreeMap<SegmentName, BTreeSet<PlainDigest>> = BTreeMap::new();
+        for info in self.store().list(&directory, None).await? {
+            if let Some(object) = WalObject::of_key(&info.key)
+                && let WalFileName::Segment(segment) = object.name
+            {
+                digests.entry(segment).or_default().insert(object.digest);
+            }
+        }
+        Ok(digests)
     }
 
     /// The error about different contents under one name.

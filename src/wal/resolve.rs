@@ -255,9 +255,11 @@ async fn chosen(
 /// On `Err` each of them lies at one of the two places or at both; the same call completes it.
 pub async fn carry_out(system: &System, settlement: &Settlement) -> Result<()> {
     for step in &settlement.set_aside {
-        move_aside(system.store(), step).await.map_err(|error| match error.advice() {
-            Some(_) => error,
-            None => error.hint("nothing is lost; the same command completes it. It needs the right to write under set-aside/ and to delete under wal/"),
+        move_aside(system.store(), step).await.inspect_err(|_| {
+            tracing::warn!(
+                "{} is not set aside yet; nothing is lost, and the same command completes it",
+                step.from
+            );
         })?;
     }
     Ok(())

@@ -38,6 +38,16 @@ fn write_segments(cluster: &Cluster, count: usize, what: &str, bytes: usize) {
     }
 }
 
+/// That a command said so on standard output, where it prints what was asked for.
+#[track_caller]
+fn prints(output: &Output, text: &str) {
+    assert!(
+        output.stdout.contains(text),
+        "{text:?} is not in:\n{}",
+        output.stdout
+    );
+}
+
 fn rows(cluster: &Cluster) -> String {
     cluster.sql("SELECT string_agg(DISTINCT what, ',' ORDER BY what) FROM t")
 }
@@ -176,7 +186,8 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
     let segment = in_conflict.iter().nth(1).unwrap().clone();
 
     // Everybody is told.
-    let checked = seawall(&twins.config).arg("check").run().exits_with(3);
+    let checking = ["check", "--timeout", "1s"];
+    let checked = seawall(&twins.config).args(checking).run().exits_with(3);
     for file in &in_conflict {
         assert!(checked.stdout.contains(file.as_str()), "{}", checked.stdout);
     }
@@ -254,10 +265,10 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
             assert!(content["last_transaction"].is_string(), "{content}");
         }
     }
-    twins
-        .resolve(&twins.config, &[])
-        .exits_with(3)
-        .says("goes on from");
+    prints(
+        &twins.resolve(&twins.config, &[]).exits_with(3),
+        "goes on from",
+    );
 
     // Only said, and refused, changes nothing.
     let history_of = |keys: &BTreeSet<String>| {
@@ -267,10 +278,10 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
     let before = twins.mixed.files();
     let keep_a = ["--keep", &history_of(&of_a), "--branch"];
     let dry = [&keep_a[..], &["--dry-run"]].concat();
-    twins
-        .resolve(&twins.config, &dry)
-        .success()
-        .says("would set aside");
+    prints(
+        &twins.resolve(&twins.config, &dry).success(),
+        "would set aside",
+    );
     for wrong in [
         &["--keep", "0123456789"][..],
         &["--keep", "xyzxyz"],
@@ -281,16 +292,19 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
     assert_eq!(twins.mixed.files(), before);
 
     // Branch A, by its history. What B archived alone behind the conflict goes as well.
-    let (stored, config) = twins.another("keep-a");
-    twins.resolve(&config, &keep_a).success().says("set aside");
-    assert_eq!(second(&stored), of_a);
+    // This is the repository that A archives into all the time.
+    let archived_by_a = second(&twins.of_a);
+    copy_tree(twins.mixed.root(), twins.of_a.root());
+    let stored = twins.of_a.clone();
+    let config = config_at(&twins.scratch, "keep-a", &twins.a, stored.root());
+    prints(&twins.resolve(&config, &keep_a).success(), "set aside");
+    assert_eq!(second(&stored), archived_by_a);
     for key in &of_b {
         let aside = key.replace("/wal/", "/set-aside/");
         assert!(stored.bytes(&aside) == twins.of_b.bytes(key), "{aside}");
         assert_eq!(digest(&stored.plain(&aside)), digest_in(key));
     }
-    twins.resolve(&config, &[]).success().says("no conflicts");
-    seawall(&config).arg("check").run().success();
+    prints(&twins.resolve(&config, &[]).success(), "no conflicts");
     for file in &in_conflict {
         fetch(&config)
             .args([file.as_str(), "pg_wal/RECOVERYXLOG"])
@@ -302,11 +316,13 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         still.says("other content");
         pushing(&twins.a, &config, file).success();
     }
-    assert_eq!(twins.restored(&config, "a"), "a,common,last");
+    write_segments(&twins.a, 1, "after", 200);
+    seawall(&config).arg("check").run().success();
+    assert_eq!(twins.restored(&config, "a"), "a,after,common,last");
     // By hand it is undone.
     let undo = of_b.iter().find(|key| file_in(key) == segment).unwrap();
     stored.put_back(undo, &stored.bytes(&undo.replace("/wal/", "/set-aside/")));
-    twins.resolve(&config, &[]).exits_with(3).says(&segment);
+    prints(&twins.resolve(&config, &[]).exits_with(3), &segment);
 
     // Branch B, by the last of its segments that is in conflict.
     let (stored, config) = twins.another("keep-b");
@@ -327,15 +343,19 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         digest_in(of_a.iter().find(|k| file_in(k) == segment).unwrap()),
     ];
     let left = twins.resolve(&config, &one).exits_with(3);
-    left.says("CONFLICT LEFT");
-    assert_eq!(stored.wal(&segment).len(), 1);
+    prints(&left, "CONFLICT LEFT");
+    let left_of = |stored: &Stored, file: &str| {
+        let keys = second(stored).into_iter();
+        keys.filter(|key| file_in(key) == file).count()
+    };
+    assert_eq!(left_of(&stored, &segment), 1);
     let alone = of_b
         .iter()
         .rfind(|key| !in_conflict.contains(file_in(key)))
         .unwrap();
     let aside = ["--set-aside", digest_in(alone), "--file", file_in(alone)];
     twins.resolve(&config, &aside).exits_with(3);
-    assert!(stored.wal(file_in(alone)).is_empty());
+    assert_eq!(left_of(&stored, file_in(alone)), 0);
     // A damaged content is never kept.
     let (stored, config) = twins.another("damaged");
     let damaged = of_a.iter().find(|key| file_in(key) == segment).unwrap();
@@ -390,6 +410,18 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         assert_eq!(second(&stored), of_a);
     }
     assert!(interrupted > 0, "no round was interrupted in the middle");
+
+    // A store that lets nobody delete, or takes no copy: said, and nothing is lost.
+    let (stored, config) = twins.another("refusing");
+    for (fault, objects) in [("put=403;begin=403", 0), ("delete=403", 1)] {
+        let call = seawall(&config).args(keep);
+        let refused = call.with(|run| run.env("SEAWALL_TEST_FAULTS", fault)).run();
+        refused.exits_with(1).says("the same command completes it");
+        assert_eq!(stored.keys_with("/set-aside/").len(), objects, "{fault}");
+        assert!(of_a.union(&of_b).all(|key| stored.path(key).exists()));
+    }
+    twins.resolve(&config, &keep[2..]).success();
+    assert_eq!(second(&stored), of_a);
 }
 
 #[test]
@@ -402,12 +434,12 @@ fn what_records_cannot_tell_apart_is_settled_by_what_lies_on_the_right_host() {
     let undecided = ["--branch", "--keep", digest_in(history)];
     let said = twins.resolve(&config, &undecided);
     if said.code != 0 {
-        said.exits_with(3).says("choose yourself");
+        prints(&said.exits_with(3), "choose yourself");
     }
     let data = twins.a.data().to_str().unwrap();
     let from_a = ["--keep-from", data];
     twins.resolve(&config, &from_a);
-    twins.resolve(&config, &[]).success().says("no conflicts");
+    prints(&twins.resolve(&config, &[]).success(), "no conflicts");
     let left = second(&stored);
     assert!(of_a.is_subset(&left), "{left:?}");
 
@@ -415,6 +447,8 @@ fn what_records_cannot_tell_apart_is_settled_by_what_lies_on_the_right_host() {
     write_segments(&twins.a, 2, "a", 200);
     let of_a = second(&twins.of_a);
     let (stored, config) = twins.another("ahead");
+    let stored_before = second(&stored);
+    let had = |file: &str| stored_before.iter().any(|key| file_in(key) == file);
     let mut waiting = Vec::new();
     for key in of_a
         .iter()
@@ -428,12 +462,13 @@ fn what_records_cannot_tell_apart_is_settled_by_what_lies_on_the_right_host() {
         }
     }
     assert!(!waiting.is_empty(), "{of_a:?}\n{of_b:?}");
-    twins.resolve(&config, &from_a).success().says(&waiting[0]);
+    prints(&twins.resolve(&config, &from_a).success(), &waiting[0]);
     for file in &waiting {
         let path = twins.a.data().join("pg_wal").join(file);
         archive(&config).arg(path).run().success();
     }
-    assert!(of_a.iter().all(|key| stored.path(key).exists()));
+    let mut had_before = of_a.iter().filter(|key| had(file_in(key)));
+    assert!(had_before.all(|key| stored.path(key).exists()));
     // A directory of another cluster is none to ask.
     twins
         .resolve(&config, &["--keep-from", "/nowhere"])

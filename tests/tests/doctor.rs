@@ -359,6 +359,17 @@ fn what_one_repository_lacks_and_another_holds_is_named_in_ranges() {
         ),
     );
     says(&found.stdout, "archive them again while a server has them");
+
+    // Another server's content, where each repository holds one only.
+    let key = second.one_wal(&names[3]);
+    let bytes = second.remove(&key);
+    let other = key.replace(&key[key.len() - 36..key.len() - 4], &"0".repeat(32));
+    second.put_back(&other, &bytes);
+    let found = seawall(&config).arg("check").run().exits_with(3);
+    says(
+        &found.stdout,
+        &format!("near and second hold different contents of {}", names[3]),
+    );
 }
 
 #[test]

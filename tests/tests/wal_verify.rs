@@ -10,7 +10,11 @@ use seawall_tests::{Cluster, Output, PostgresVersion, Segment, Site, wait_until}
 
 /// A site with segments of 1 MiB on two timelines, and a file of each kind.
 fn archived() -> (Site, Cluster) {
-    let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
+    archived_by(15)
+}
+
+fn archived_by(major: u32) -> (Site, Cluster) {
+    let builder = Cluster::builder(PostgresVersion::find(major)).segment_size(1);
     let mut site = Site::with(builder).start();
     site.cluster.sql("CREATE TABLE t (what text)");
     site.backup();
@@ -213,7 +217,8 @@ fn wal_that_is_whole_in_itself_and_does_not_belong_there_is_caught() {
 fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let (site, _standby) = archived();
     let segments = segments(&site, "00000001");
-    site.near.flip(&segments[1], 500);
+    let middle = |key: &String| site.near.bytes(key).len() / 2;
+    site.near.flip(&segments[1], middle(&segments[1]));
     let all = site.near.keys_with("/wal/").len();
     // The store stops to answer in the middle, so that there is time to interrupt it.
     let state = site.scratch.directory("state").join("verify.json");
@@ -245,7 +250,8 @@ fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let passed = segments
         .iter()
         .rfind(|key| *name_in(key) < *next && **key != segments[1]);
-    site.near.flip(passed.expect("some were passed"), 500);
+    let passed = passed.expect("some were passed");
+    site.near.flip(passed, middle(passed));
     let done = verify(&site, &[&resume[..], &["--json"]].concat())
         .exits_with(3)
         .json();
@@ -264,4 +270,64 @@ fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let mut running = slow(&[]).start();
     stopped(&mut running, Signal::SIGTERM);
     running.wait().says("to go on, add --from 0000000");
+}
+
+#[test]
+fn the_wal_of_other_versions_goes_on_from_segment_to_segment_across_a_promotion() {
+    for major in [16, 18] {
+        whole(major);
+    }
+}
+
+#[test]
+#[ignore = "long: two more versions"]
+fn the_wal_of_still_other_versions_goes_on_from_segment_to_segment_across_a_promotion() {
+    for major in [14, 17] {
+        whole(major);
+    }
+}
+
+fn whole(major: u32) {
+    let (site, _standby) = archived_by(major);
+    assert_eq!(findings(&site, &[]), [], "PostgreSQL {major}");
+    assert!(segments(&site, "00000002").len() > 6);
+}
+
+#[test]
+fn segments_of_128_mib_are_verified_in_a_fraction_of_their_size() {
+    const FIRST: &str = "000000010000000000000001";
+    let site = Site::with(Cluster::builder(PostgresVersion::find(15)).segment_size(128));
+    let mut segment = Segment::read(site.wal(FIRST));
+    // Content that does not compress to nothing.
+    let mut state = 88_172_645_463_325_252u64;
+    for word in segment.0[8192..].as_chunks_mut::<8>().0 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *word = state.to_le_bytes();
+    }
+    for number in 0..3 {
+        let name = format!("0000000100000000{number:08X}");
+        let path = site.scratch.file(&name, segment.clone().numbered(number).0);
+        let call = seawall_tests::archive(&site.config).arg(path);
+        call.with(|run| run.directory(site.cluster.data()))
+            .run()
+            .success();
+    }
+    let call = site.seawall("wal").args(["verify", "--jobs", "2"]);
+    let mut running = call.start();
+    let mut peak = 0;
+    while running.is_running() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()));
+        let line = status.ok().and_then(|status| {
+            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        peak = line.unwrap_or(0).max(peak);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let verified = running.wait();
+    // Their records end at once: each is whole, and none goes on from the one before.
+    assert!(verified.exits_with(3).stdout.contains("3 objects"));
+    assert!(peak > 0 && peak < 80 << 10, "{peak} KiB");
 }

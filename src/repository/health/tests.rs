@@ -185,6 +185,20 @@ fn what_one_repository_lacks_is_told_in_ranges_from_its_own_beginning_on() {
     assert_eq!(lacking(&survey(&[], &[]), &[&near], None).count, 61);
 }
 
+#[test]
+fn repositories_that_hold_other_contents_under_one_name_are_told_by_log_and_timeline() {
+    let mut near = survey(&[(1, &[(1, 600)])], &[(2, &[(1, 50)])]);
+    let mut far = survey(&[(1, &[(1, 600)])], &[(2, &[(1, 51)])]);
+    for (survey, third) in [(&mut near, 9), (&mut far, 10)] {
+        let wal = survey.archived.get_mut(&TimelineId::FIRST).unwrap();
+        wal.fingerprints = BTreeMap::from([(0, 7), (1, 8), (2, third)]);
+    }
+    let (logs, histories) = differing(&near, &far);
+    assert_eq!(logs, [(TimelineId::FIRST, 2)]);
+    assert_eq!(histories, [timeline(2)]);
+    assert_eq!(differing(&near, &near), (vec![], vec![]));
+}
+
 /// The most memory that this process ever had, in bytes.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
