@@ -86,6 +86,7 @@ pub fn run(args: &ResolveArgs) -> Result<Exit> {
     super::become_cluster_owner(settings)?;
     Ok(super::run(async {
         let mut systems = Vec::new();
+        let mut known_host = args.keep_from.is_none();
         // All plans are made before anything is moved.
         for repository in Repository::open_all(&config, &args.repository)? {
             repository.record_for_writing().await?;
@@ -96,8 +97,10 @@ pub fn run(args: &ResolveArgs) -> Result<Exit> {
                     Some(directory) => {
                         resolve::choices_from(&system, &conflicts, directory).await?
                     }
-                    None => Vec::new(),
+                    None => None,
                 };
+                known_host |= of_host.is_some();
+                let of_host = of_host.unwrap_or_default();
                 let choices = [&choices[..], &of_host].concat();
                 let settlement = resolve::plan(&system, size, &conflicts, &choices).await?;
                 let found = ResolvedSystem {
@@ -109,6 +112,12 @@ pub fn run(args: &ResolveArgs) -> Result<Exit> {
                 };
                 systems.push((system, size, found));
             }
+        }
+        if let (false, Some(directory)) = (known_host, &args.keep_from) {
+            let what = "that data directory is of a system that no repository knows";
+            return Err(Error::usage(what)
+                .at(directory.display())
+                .hint("name the data directory of the server whose WAL is the right one"));
         }
         let nowhere = systems
             .iter()

@@ -148,7 +148,7 @@ pub async fn plan(
 
 /// What the data directory of the right server says: of each file in conflict it keeps the
 /// content that lies there, and of the files that wait there to be archived it sets aside what
-/// another server has stored under their names. Empty where the directory is of another system.
+/// another server has stored under their names. None where the directory is of another system.
 ///
 /// # Errors
 /// The directory cannot be read, or a listing failed.
@@ -156,9 +156,9 @@ pub async fn choices_from(
     system: &System,
     conflicts: &[Conflict],
     data_directory: &Path,
-) -> Result<Vec<Choice>> {
+) -> Result<Option<Vec<Choice>>> {
     if ControlFile::read(data_directory)?.system_id != system.id() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let choice = |file, digest: PlainDigest, keep| Choice {
         file: Some(file),
@@ -187,7 +187,7 @@ pub async fn choices_from(
             }
         }
     }
-    Ok(choices)
+    Ok(Some(choices))
 }
 
 /// The digest of a file in pg_wal. None where it is not there.

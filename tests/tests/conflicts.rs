@@ -469,8 +469,12 @@ fn what_records_cannot_tell_apart_is_settled_by_what_lies_on_the_right_host() {
     }
     let mut had_before = of_a.iter().filter(|key| had(file_in(key)));
     assert!(had_before.all(|key| stored.path(key).exists()));
-    // A directory of another cluster is none to ask.
+    // The directory of another cluster is none to ask.
+    let other =
+        Cluster::builder(PostgresVersion::find(15)).create_in(&twins.scratch, "other-system");
+    let other = other.data().to_str().unwrap();
     twins
-        .resolve(&config, &["--keep-from", "/nowhere"])
-        .exits_with(1);
+        .resolve(&config, &["--keep-from", other])
+        .exits_with(2)
+        .says("of a system that no repository knows");
 }
