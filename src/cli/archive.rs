@@ -2,6 +2,7 @@
 //! push targets as `archive_ack` asks for, 1 to 125 that it will be tried again, and nothing
 //! else ever comes out, for PostgreSQL hides what ends by a signal or with more than 125.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use crate::error::{Error, Exit, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
 use crate::postgres::{SegmentName, WalFileName};
-use crate::wal::ahead::spool::{Claim, Identity, Spool, Whose};
+use crate::wal::ahead::spool::{Claim, Spool, Whose};
 use crate::wal::ahead::{self, Ahead};
+use crate::wal::identity::Identity;
 use crate::wal::missing::Missing;
 use crate::wal::push::{Engine, WalFile};
 
@@ -71,6 +73,7 @@ pub fn run(args: &ArchiveArgs) -> Result<Exit> {
     let whose = Whose {
         cluster: cluster.to_owned(),
         system_id: control.system_id,
+        configuration: config.digest,
     };
     let call = Call {
         missing: Missing::beside(&data.pg_wal()),
@@ -102,19 +105,20 @@ impl Call<'_> {
         let name = file.name();
         // Working ahead concerns the segments that PostgreSQL itself asks for.
         let asked = match name {
-            WalFileName::Segment(segment)
-                if self.config.archive.ahead > 0 && self.data.is_ready(segment) =>
-            {
-                Some(segment)
-            }
+            WalFileName::Segment(segment) if self.data.is_ready(segment) => Some(segment),
             _ => None,
         };
-        let mut claim = asked.and_then(|segment| self.claim(segment));
+        let ahead = asked.filter(|_| self.config.archive.ahead > 0);
+        let mut claim = ahead.and_then(|segment| self.claim(segment));
         if let Some(claim) = &mut claim
             && let Some(lacking) = self.done_ahead(path, claim)
         {
             tracing::debug!("{name}: archived ahead");
-            return self.acknowledge(name, &lacking, asked);
+            self.note(name, &lacking);
+            if let Some(segment) = asked {
+                self.start_ahead(segment);
+            }
+            return Ok(Exit::Done);
         }
         // What is missing and what is ready behind goes its way while we do our part.
         if let Some(segment) = asked {
@@ -140,7 +144,8 @@ impl Call<'_> {
         if let Some(claim) = claim {
             claim.remove();
         }
-        self.acknowledge(name, &pushed.lacking, None)
+        self.note(name, &pushed.lacking);
+        Ok(Exit::Done)
     }
 
     /// Takes the segment for ourselves, waiting for the process that archives it ahead. A
@@ -155,57 +160,56 @@ impl Call<'_> {
     /// Whether the file is already where it must be. Then the repositories that lack it.
     fn done_ahead(&self, path: &Path, claim: &mut Claim) -> Option<Vec<String>> {
         let record = claim.record(&self.whose, &Identity::of(path).ok()?)?;
-        let (held, lacking): (Vec<_>, Vec<_>) = self.config.repository.iter().partition(|r| {
-            let ours = |(name, url): &(String, String)| *name == r.name && *url == r.url;
-            record.held_by.iter().any(ours)
-        });
+        let held = |name: &str| record.held_by.iter().any(|held| held == name);
+        let (held, lacking): (Vec<_>, Vec<_>) = self.repositories().partition(|name| held(name));
         let needed = self.config.archive_ack.needed(self.config.repository.len());
-        (held.len() >= needed).then(|| lacking.iter().map(|r| r.name.clone()).collect())
+        (held.len() >= needed).then(|| lacking.into_iter().map(str::to_owned).collect())
     }
 
-    /// Notes what other repositories lack, and sees to it that somebody goes on.
-    fn acknowledge(
-        &self,
-        name: WalFileName,
-        lacking: &[String],
-        asked: Option<SegmentName>,
-    ) -> Result<Exit> {
+    /// Notes what other repositories lack.
+    fn note(&self, name: WalFileName, lacking: &[String]) {
         for repository in lacking {
-            tracing::warn!("{name} is archived without repository {repository}, which lacks it");
+            let trouble = self.missing.trouble(repository).unwrap_or_default();
+            tracing::warn!("{name} is archived without repository {repository}. {trouble}");
             if let Err(error) = self.missing.note(repository, name) {
                 tracing::warn!("cannot note that; `seawall check` finds it: {error}");
             }
         }
-        if let Some(segment) = asked {
-            self.start_ahead(segment);
-        }
-        Ok(Exit::Done)
     }
 
     /// Starts the process that works ahead if there is work and nobody at it.
     fn start_ahead(&self, asked: SegmentName) {
+        if self.data.adopts_orphans() {
+            return;
+        }
         let size = self.control.segment_size;
         let next = asked.number(size).map(|number| {
             let next = SegmentName::new(asked.timeline, number + 1, size);
-            self.data.is_ready(next)
+            self.config.archive.ahead > 0 && self.data.is_ready(next)
         });
-        let work = next.unwrap_or(false) || !self.missing.due().is_empty();
-        if !work || self.data.adopts_orphans() {
+        let lacking = self.missing.due(self.repositories()).next().is_some();
+        if !next.unwrap_or(false) && !lacking {
             return;
         }
-        // Released at once: the process takes it for itself.
-        if matches!(self.spool.worker_lock(), Ok(Some(_))) {
-            let path = Path::new("pg_wal").join(asked.to_string());
-            let arguments: [&OsStr; 6] = [
-                "--work-ahead".as_ref(),
-                "--config".as_ref(),
-                self.config.path.as_os_str(),
-                "--cluster".as_ref(),
-                self.whose.cluster.as_ref(),
-                path.as_os_str(),
-            ];
-            ahead::start(&arguments, &self.data);
+        match self.spool.worker_lock() {
+            // Released at once: the process takes it for itself.
+            Ok(Some(lock)) => drop(lock),
+            Ok(None) => {
+                let _ = self.spool.tell(asked);
+                return;
+            }
+            Err(_) => return,
         }
+        let path = Path::new("pg_wal").join(asked.to_string());
+        let arguments: [&OsStr; 6] = [
+            "--work-ahead".as_ref(),
+            "--config".as_ref(),
+            self.config.path.as_os_str(),
+            "--cluster".as_ref(),
+            self.whose.cluster.as_ref(),
+            path.as_os_str(),
+        ];
+        ahead::start(&arguments, &self.data);
     }
 
     /// The process that works ahead.
@@ -224,8 +228,19 @@ impl Call<'_> {
         })
     }
 
+    fn repositories(&self) -> impl Iterator<Item = &str> {
+        self.config.repository.iter().map(|r| r.name.as_str())
+    }
+
     fn engine(&self) -> Result<Engine> {
-        let lagging = self.missing.repositories();
+        // A repository that is behind is left to the process that works ahead, if there is one.
+        let lagging = match self.data.adopts_orphans() {
+            true => BTreeSet::new(),
+            false => {
+                let lacking = self.missing.lacking(self.repositories());
+                lacking.map(str::to_owned).collect()
+            }
+        };
         Engine::open(self.config, &self.whose.cluster, &self.control, lagging)
     }
 

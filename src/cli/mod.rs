@@ -99,6 +99,8 @@ pub fn start_logging(level: tracing::Level) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // It would say on standard error that standard error cannot be written, and panic.
+        .log_internal_errors(false)
         .with_target(verbose);
     if verbose {
         format.init()

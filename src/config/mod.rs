@@ -19,6 +19,7 @@ pub use duration::HumanDuration;
 pub use secret::SecretValue;
 pub use wal::{Acknowledge, ArchiveConfig, FetchConfig, SEGMENTS_AHEAD};
 
+use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 
 /// Where the configuration lies unless `--config` or `$SEAWALL_CONFIG` says otherwise.
@@ -60,6 +61,9 @@ pub struct Config {
     /// The file that this was read from, absolute.
     #[serde(skip)]
     pub path: PathBuf,
+    /// The digest of the file's text: another one may mean other repositories.
+    #[serde(skip, default = "no_text")]
+    pub digest: PlainDigest,
 }
 
 /// One PostgreSQL cluster.
@@ -200,6 +204,10 @@ pub struct SqlCheck {
     pub not_older_than: Option<HumanDuration>,
 }
 
+fn no_text() -> PlainDigest {
+    PlainDigest::of(b"")
+}
+
 fn default_database() -> String {
     "postgres".to_owned()
 }
@@ -239,6 +247,7 @@ impl Config {
         let mut config: Self =
             toml::from_str(text).map_err(|error| explain(&error, text, &path))?;
         config.path = path;
+        config.digest = PlainDigest::of(text.as_bytes());
         config.validate()?;
         Ok(config)
     }

@@ -69,6 +69,11 @@ impl SystemKeys {
         format!("{}/system.json", self.root)
     }
 
+    /// Says that WAL was acknowledged that this repository may lack.
+    pub fn acknowledged_without_it(&self) -> String {
+        format!("{}/acknowledged-without-it.json", self.root)
+    }
+
     /// The directory of `.history` files, whose sub-directories are the timelines.
     pub fn wal(&self) -> String {
         format!("{}/wal", self.root)

@@ -138,6 +138,7 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SEGMENTS_AHEAD;
     use crate::postgres::Lsn;
     use crate::repository::wal_objects::SegmentRun;
 
@@ -164,6 +165,7 @@ mod tests {
             .map(|(number, runs)| {
                 let wal = TimelineWal {
                     runs: runs.iter().map(run).collect(),
+                    stored_ahead: SEGMENTS_AHEAD,
                     ..TimelineWal::default()
                 };
                 (timeline(*number), wal)

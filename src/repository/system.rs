@@ -134,6 +134,25 @@ impl System {
         })
     }
 
+    /// Whether PostgreSQL may have been told that WAL is archived which this repository lacks:
+    /// others were enough (`archive_ack`). Then no segment that is missing here is excused by
+    /// working ahead.
+    pub async fn acknowledged_without_it(&self) -> Result<bool> {
+        let key = self.keys.acknowledged_without_it();
+        Ok(self.store().head(&key).await?.is_some())
+    }
+
+    /// Says so, for good. To be called before WAL is stored here that is acknowledged by others.
+    pub async fn note_acknowledged_without_it(&self) -> Result<()> {
+        if !self.acknowledged_without_it().await? {
+            let note = to_json(&serde_json::json!({"format": FORMAT, "since": Timestamp::now()}))?;
+            self.store()
+                .put_new(&self.keys.acknowledged_without_it(), note)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Makes `system.json` where there is none, and reads it back: the segment size on record
     /// must be ours.
     pub async fn register(&self, major: u32, segment_size: SegmentSize) -> Result<SystemRecord> {

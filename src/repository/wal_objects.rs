@@ -76,6 +76,9 @@ pub struct TimelineWal {
     /// repositories hold the same segments of a log, they hold the same contents exactly if
     /// these are equal.
     pub fingerprints: BTreeMap<u32, u128>,
+    /// How many segments may have been stored behind one that was never acknowledged:
+    /// [`SEGMENTS_AHEAD`], or none where WAL was acknowledged without this repository.
+    pub stored_ahead: u64,
 }
 
 /// The `.history` files of a system.
@@ -105,13 +108,13 @@ impl TimelineWal {
             .filter(|(first, _)| !self.ends_ahead_of(*first))
     }
 
-    /// Whether what is here behind the missing segment `number` may have been stored ahead of
-    /// it: an archiver that works ahead stores no segment more than [`SEGMENTS_AHEAD`] behind
-    /// the oldest that PostgreSQL was not told to be archived. So what is missing there was
-    /// never acknowledged.
+    /// Whether what is here behind the missing segment `number` was stored ahead of it: an
+    /// archiver that works ahead stores no segment more than [`SEGMENTS_AHEAD`] behind the
+    /// oldest that PostgreSQL was not told to be archived. So what is missing there was never
+    /// acknowledged, unless others than this repository were enough for that.
     pub fn ends_ahead_of(&self, number: u64) -> bool {
         self.last()
-            .is_some_and(|last| last > number && last - number <= SEGMENTS_AHEAD)
+            .is_some_and(|last| last > number && last - number <= self.stored_ahead)
     }
 
     /// The newest segment.
@@ -435,7 +438,14 @@ impl System {
             .filter(|(log, _)| *log >= first.log)
             .collect();
         logs.sort();
-        let mut wal = TimelineWal::default();
+        let stored_ahead = match self.acknowledged_without_it().await? {
+            true => 0,
+            false => SEGMENTS_AHEAD,
+        };
+        let mut wal = TimelineWal {
+            stored_ahead,
+            ..TimelineWal::default()
+        };
         let mut previous: Option<WalObject> = None;
         let mut listings = futures::stream::iter(logs)
             .map(|(_, key)| async move { self.store().list(&key, None).await })
@@ -505,7 +515,10 @@ mod tests {
     use super::*;
 
     fn wal(numbers: &[u64]) -> TimelineWal {
-        let mut wal = TimelineWal::default();
+        let mut wal = TimelineWal {
+            stored_ahead: SEGMENTS_AHEAD,
+            ..TimelineWal::default()
+        };
         for number in numbers {
             let info = ObjectInfo {
                 key: String::new(),

@@ -6,6 +6,7 @@
 pub mod ahead;
 pub mod backlog;
 pub mod fetch;
+pub mod identity;
 pub mod missing;
 pub mod object;
 pub mod push;

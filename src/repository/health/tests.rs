@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::*;
+use crate::config::SEGMENTS_AHEAD;
 use crate::error::Error;
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentName, SystemId};
@@ -31,6 +32,7 @@ fn survey(wal: &[(u32, &[(u64, u64)])], histories: &[(u32, &[(u32, u64)])]) -> S
     };
     let wal_of = |runs: &[(u64, u64)]| TimelineWal {
         runs: runs.iter().map(run).collect(),
+        stored_ahead: SEGMENTS_AHEAD,
         ..TimelineWal::default()
     };
     let mut files = HistoryFiles::default();

@@ -36,6 +36,7 @@
 //! | `garble` | one bit of the body is wrong |
 //! | `longer` | more bytes than promised |
 //! | `empty` | a lie: the listing holds nothing |
+//! | `far` | nothing is wrong, but the answer takes 50 ms longer |
 
 mod plan;
 
@@ -44,6 +45,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::stream::{BoxStream, StreamExt};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::multipart::{MultipartStore, PartId};
@@ -99,6 +101,9 @@ pub(super) fn from_environment(store: Store) -> Result<Store, StorageError> {
     Ok(store)
 }
 
+/// How much longer the answer of a store far away takes.
+const FAR: std::time::Duration = std::time::Duration::from_millis(50);
+
 #[derive(Debug)]
 struct FaultStore {
     inner: Arc<dyn Backend>,
@@ -117,6 +122,10 @@ impl FaultStore {
         match self.plan.choose(operation, key) {
             None => Ok((work.await?, None)),
             Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Far) => {
+                tokio::time::sleep(FAR).await;
+                Ok((work.await?, None))
+            }
             Some(Fault::Lost) => {
                 work.await?;
                 Err(http(HttpErrorKind::Timeout, std::io::ErrorKind::TimedOut))
@@ -347,6 +356,10 @@ impl FaultStore {
             None => listing,
             Some(Fault::Hang | Fault::Late) => futures::stream::pending().boxed(),
             Some(Fault::Empty) => futures::stream::empty().boxed(),
+            Some(Fault::Far) => {
+                let wait = async { tokio::time::sleep(FAR).await };
+                wait.map(|()| listing).flatten_stream().boxed()
+            }
             Some(fault) => match fault.answer(&key) {
                 Some(error) => futures::stream::iter([Err(error)]).boxed(),
                 None => {

@@ -67,7 +67,7 @@ words! {
         Refused = "refused", Forbidden = "403", Unclear = "404", Absent = "absent",
         NoBucket = "nobucket", Broken = "500", Busy = "503", Full = "full", Hang = "hang",
         Lost = "lost", Late = "late", Truncate = "truncate", Break = "break",
-        Garble = "garble", Longer = "longer", Empty = "empty",
+        Garble = "garble", Longer = "longer", Empty = "empty", Far = "far",
     }
 }
 

@@ -1,12 +1,13 @@
 //! Working ahead: archiving the segments that PostgreSQL will ask for next, so that its calls
-//! only confirm. No daemon is needed: a call of the archive_command that finds more waiting
-//! starts a process for it, which ends by itself.
+//! only confirm, and bringing repositories what they lack. No daemon is needed: a call of the
+//! archive_command that finds work starts a process for it, which ends by itself.
 //!
 //! Acknowledgement stays per file. What was archived ahead is remembered in the [`spool`], and
 //! no segment is stored more than `[archive] ahead` behind the oldest that PostgreSQL has not
 //! been told is archived, which is how a reader tells such leavings from a gap
 //! ([`SEGMENTS_AHEAD`](crate::config::SEGMENTS_AHEAD)).
 
+mod repair;
 pub mod spool;
 
 use std::fs::File;
@@ -16,23 +17,31 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::identity::Identity;
 use super::missing::Missing;
 use super::push::{Engine, WalFile};
-use crate::config::{Config, RepositoryConfig};
+use crate::config::Config;
 use crate::error::{Error, IoContext, Result};
+use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
-use crate::postgres::{SegmentName, WalFileName};
-use spool::{Identity, Record, Spool, Whose};
+use spool::{Record, Spool, Whose};
 
 /// How often new segments are looked for.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// How often it is looked whether the server still runs with the same configuration, and
+/// whether a repository lacks anything.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+
 /// How long nothing must happen before the work is over.
 const IDLE: Duration = Duration::from_secs(2);
+
+/// How long a repair may go on in a call that has done its part.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Archives ahead of one server.
 pub struct Ahead {
@@ -42,8 +51,10 @@ pub struct Ahead {
     missing: Missing,
     whose: Whose,
     control: ControlFile,
-    /// Name and URL of every repository.
-    places: Vec<(String, String)>,
+    /// The configuration file, and the names of the repositories in it.
+    configuration: std::path::PathBuf,
+    repositories: Vec<String>,
+    jobs: usize,
     /// How many segments behind the oldest that PostgreSQL waits for.
     window: u64,
 }
@@ -57,7 +68,7 @@ impl Ahead {
         whose: Whose,
         control: ControlFile,
     ) -> Arc<Self> {
-        let place = |r: &RepositoryConfig| (r.name.clone(), r.url.clone());
+        let names = config.repository.iter().map(|r| r.name.clone());
         Arc::new(Self {
             engine,
             spool: Spool::beside(&data.pg_wal()),
@@ -65,7 +76,9 @@ impl Ahead {
             data,
             whose,
             control,
-            places: config.repository.iter().map(place).collect(),
+            configuration: config.path.clone(),
+            repositories: names.collect(),
+            jobs: config.archive.jobs,
             window: config.archive.ahead,
         })
     }
@@ -73,65 +86,81 @@ impl Ahead {
     /// Archives what is ready behind `asked`, the segment that PostgreSQL asks for now, and
     /// brings repositories what they lack. Comes back when nothing was left to do for a while,
     /// on the first failure (the next call of the archive_command meets it and says it), when
-    /// the server has stopped, or, with the work at hand done, once `enough` is true.
+    /// the server has stopped or the configuration has changed, or, with the work at hand done,
+    /// once `enough` is true.
     pub async fn work(self: Arc<Self>, asked: SegmentName, enough: watch::Receiver<bool>) {
-        let size = self.control.segment_size;
-        let Ok(number) = asked.number(size) else {
+        let clean = || self.spool.clean(|segment| self.data.is_ready(segment));
+        clean();
+        let postmaster = self.data.postmaster();
+        let Some(mut run) = Run::behind(asked, &self.control) else {
             return;
         };
-        let name = |number| SegmentName::new(asked.timeline, number, size);
-        self.spool.clean(|segment| self.data.is_ready(segment));
-        let postmaster = self.data.postmaster();
-        let mut oldest = number;
-        let mut next = number + 1;
         let mut running: JoinSet<Result<()>> = JoinSet::new();
+        let mut repair: Option<JoinHandle<()>> = None;
+        let (mut looked_around, mut told_enough) = (None::<Instant>, None::<Instant>);
+        let mut told = None;
         let mut failed = false;
-        let mut repair = None;
-        let mut last_change = Instant::now();
         loop {
-            while oldest < next && !self.data.is_ready(name(oldest)) {
-                oldest += 1;
-                last_change = Instant::now();
+            if *enough.borrow() {
+                told_enough.get_or_insert_with(Instant::now);
             }
-            let more = !failed && !*enough.borrow();
-            while more && next <= oldest + self.window && self.data.is_ready(name(next)) {
-                running.spawn(Arc::clone(&self).archive(name(next)));
-                next += 1;
+            if looked_around.is_none_or(|at| at.elapsed() > LOOK_AROUND) {
+                looked_around = Some(Instant::now());
+                let stopped = postmaster.is_some() && self.data.postmaster() != postmaster;
+                if stopped || !self.is_configured_so() {
+                    break;
+                }
+                // PostgreSQL asks for what we would never come to: another timeline, most likely.
+                let now_told = self.spool.told();
+                if now_told != told
+                    && let Some(other) = now_told.filter(|segment| !run.holds(*segment))
+                {
+                    run = Run::behind(other, &self.control).unwrap_or(run);
+                }
+                told = now_told;
+                if repair.as_ref().is_none_or(JoinHandle::is_finished)
+                    && told_enough.is_none()
+                    && self.due().next().is_some()
+                {
+                    repair = Some(tokio::spawn(Arc::clone(&self).repair()));
+                    run.changed = Instant::now();
+                }
             }
-            if repair.is_none() && more && !self.missing.due().is_empty() {
-                repair = Some(tokio::spawn(Arc::clone(&self).repair()));
-            }
-            if repair
-                .as_ref()
-                .is_some_and(tokio::task::JoinHandle::is_finished)
+            run.advance(|segment| self.data.is_ready(segment));
+            while !failed
+                && told_enough.is_none()
+                && let Some(next) = run.next(self.window)
+                && self.data.is_ready(next)
             {
-                repair = None;
-                last_change = Instant::now();
+                running.spawn(Arc::clone(&self).archive(next));
+                run.begun();
             }
-            let busy = !running.is_empty() || (repair.is_some() && !*enough.borrow());
-            let stopped = postmaster.is_some() && self.data.postmaster() != postmaster;
-            if stopped || (!busy && (!more || last_change.elapsed() > IDLE)) {
+            let repairing = repair.as_ref().is_some_and(|repair| !repair.is_finished());
+            let may_end = match told_enough {
+                Some(at) => !repairing || at.elapsed() > GRACE,
+                None => failed || (!repairing && run.changed.elapsed() > IDLE),
+            };
+            if running.is_empty() && may_end {
                 break;
             }
             tokio::select! {
                 Some(done) = running.join_next() => {
-                    last_change = Instant::now();
-                    match done {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
-                            failed = true;
-                            tracing::warn!("working ahead: {}", error.one_line());
-                        }
-                        Err(error) => {
-                            failed = true;
-                            tracing::warn!("working ahead: {error}");
-                        }
+                    run.changed = Instant::now();
+                    if let Err(error) = done.unwrap_or_else(|died| Err(Error::failed(died.to_string()))) {
+                        failed = true;
+                        tracing::warn!("working ahead: {}", error.one_line());
                     }
                 }
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        self.spool.clean(|segment| self.data.is_ready(segment));
+        clean();
+    }
+
+    /// Whether the configuration is the one that we work by.
+    fn is_configured_so(&self) -> bool {
+        Config::load(Some(&self.configuration))
+            .is_ok_and(|config| config.digest == self.whose.configuration)
     }
 
     /// Archives one segment and records it, unless somebody else is at it.
@@ -153,49 +182,72 @@ impl Ahead {
                 "{segment} changed while it was read"
             )));
         }
-        let held = |name: &String| pushed.held_by.iter().any(|(held, _)| held == name);
-        let places = self.places.iter().filter(|(name, _)| held(name));
         let record = Record {
             whose: self.whose.clone(),
             file: before,
-            held_by: places.cloned().collect(),
+            held_by: pushed.held_by.into_iter().map(|(name, _)| name).collect(),
             confirmed: Timestamp::now(),
         };
         claim.write(&record).on("write into", directory)
     }
+}
 
-    /// Brings every repository that lacks files and may be tried all of them.
-    async fn repair(self: Arc<Self>) {
-        for repository in self.missing.due() {
-            match self.repair_one(&repository).await {
-                Ok(()) => self.engine.caught_up(&repository),
-                Err(error) => {
-                    tracing::warn!("repository {repository}: {}", error.one_line());
-                    self.missing.failed(&repository);
-                }
-            }
+/// The segments of one timeline that are archived ahead.
+struct Run {
+    asked: SegmentName,
+    control: ControlFile,
+    /// The oldest that PostgreSQL may still wait for.
+    oldest: u64,
+    /// The next to be archived.
+    next: u64,
+    /// When anything happened last.
+    changed: Instant,
+}
+
+impl Run {
+    fn behind(asked: SegmentName, control: &ControlFile) -> Option<Self> {
+        let number = asked.number(control.segment_size).ok()?;
+        Some(Self {
+            asked,
+            control: control.clone(),
+            oldest: number,
+            next: number + 1,
+            changed: Instant::now(),
+        })
+    }
+
+    fn name(&self, number: u64) -> SegmentName {
+        SegmentName::new(self.asked.timeline, number, self.control.segment_size)
+    }
+
+    /// Passes what PostgreSQL waits for no more.
+    fn advance(&mut self, is_ready: impl Fn(SegmentName) -> bool) {
+        while self.oldest < self.next && !is_ready(self.name(self.oldest)) {
+            self.oldest += 1;
+            self.changed = Instant::now();
         }
     }
 
-    async fn repair_one(&self, repository: &str) -> Result<()> {
-        let mut names: Vec<WalFileName> = self.missing.of(repository).into_iter().collect();
-        // As PostgreSQL does it: history first.
-        names.sort_by_key(|name| !matches!(name, WalFileName::History(_)));
-        for name in names {
-            let path = self.data.pg_wal().join(name.to_string());
-            match WalFile::open(&path, &self.control) {
-                Ok(file) => self.engine.push_to(file, repository).await?,
-                // PostgreSQL has recycled it.
-                Err(_) => self.engine.copy_to(name, repository).await?,
-            }
-            self.missing.repaired(repository, name);
-        }
-        Ok(())
+    /// The next one, if it lies within the window.
+    fn next(&self, window: u64) -> Option<SegmentName> {
+        (self.next <= self.oldest + window).then(|| self.name(self.next))
+    }
+
+    fn begun(&mut self) {
+        self.next += 1;
+        self.changed = Instant::now();
+    }
+
+    /// Whether a segment is one that this run comes to or has passed just now.
+    fn holds(&self, segment: SegmentName) -> bool {
+        let number = segment.number(self.control.segment_size);
+        segment.timeline == self.asked.timeline
+            && number.is_ok_and(|number| (self.oldest..=self.next).contains(&number))
     }
 }
 
-/// Starts this program once more, in a session of its own, to work ahead of `asked`. It holds
-/// none of our files, so that nobody waits for it. A failure is no harm.
+/// Starts this program once more to work ahead. It holds none of our files, so that nobody
+/// waits for it. A failure is no harm.
 pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
     let started = Command::new("/proc/self/exe")
         .args(arguments)
@@ -214,5 +266,10 @@ pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
 pub fn begin(data: &DataDirectory, nice: i32) -> Result<Option<File>> {
     let _ = rustix::process::nice(nice);
     let spool = Spool::beside(&data.pg_wal());
-    spool.worker_lock().on("lock", spool.directory())
+    let lock = spool.worker_lock().on("lock", spool.directory())?;
+    if lock.is_some() {
+        // It was meant for the one before.
+        spool.forget_told();
+    }
+    Ok(lock)
 }

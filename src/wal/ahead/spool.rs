@@ -17,14 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::PlainDigest;
 use crate::postgres::{SegmentName, SystemId};
+use crate::wal::identity::Identity;
 
 /// A record that is older is not believed: what lies in a repository may have changed.
-const LONGEST_BELIEF: Duration = Duration::from_secs(600);
-
-/// A file whose times lie closer to the moment of reading may change without its times showing
-/// it: clocks of file systems tick slowly, some only every other second.
-const TICK: Duration = Duration::from_millis(50);
-const SLOW_TICK: Duration = Duration::from_millis(2_500);
+const LONGEST_BELIEF: Duration = Duration::from_secs(60);
 
 /// A record is a few hundred bytes; nothing that lies may fill our memory.
 const LARGEST_RECORD: u64 = 64 << 10;
@@ -42,6 +38,8 @@ pub struct Whose {
     pub cluster: String,
     /// PostgreSQL's system identifier.
     pub system_id: SystemId,
+    /// The configuration: where the repositories are is in it.
+    pub configuration: PlainDigest,
 }
 
 /// A segment that is durable.
@@ -51,48 +49,10 @@ pub struct Record {
     pub whose: Whose,
     /// The file that was read.
     pub file: Identity,
-    /// Name and URL of each repository that holds it.
-    pub held_by: Vec<(String, String)>,
+    /// The names of the repositories that hold it.
+    pub held_by: Vec<String>,
     /// When it was confirmed, by this host's clock.
     pub confirmed: Timestamp,
-}
-
-/// What tells a file from every other and from itself after a change: PostgreSQL makes the next
-/// segments out of old files by renaming them, which changes the last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    /// Seconds and nanoseconds of the last change of the content.
-    modified: (i64, i64),
-    /// Seconds and nanoseconds of the last change of anything.
-    changed: (i64, i64),
-}
-
-impl Identity {
-    /// Of the file at `path`.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        let metadata = std::fs::metadata(path)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-
-    /// How long to wait until a change would surely show in the file's times.
-    pub fn unsettled_for(&self, now: Timestamp) -> Duration {
-        let tick = match self.changed.1 {
-            0 => SLOW_TICK,
-            _ => TICK,
-        };
-        let changed = Timestamp::new(self.changed.0, self.changed.1 as i32).unwrap_or(now);
-        let age = Duration::try_from(now.duration_since(changed)).unwrap_or_default();
-        tick.saturating_sub(age)
-    }
 }
 
 /// One segment's file, locked. The lock ends when this is dropped, or with the process.
@@ -182,6 +142,23 @@ impl Spool {
         }
     }
 
+    /// Tells the process that works ahead which segment PostgreSQL asks for.
+    pub fn tell(&self, segment: SegmentName) -> io::Result<()> {
+        let file = self.open("asked")?;
+        file.write_all_at(segment.to_string().as_bytes(), 0)
+    }
+
+    /// The segment that PostgreSQL asked for last without finding it archived ahead.
+    pub fn told(&self) -> Option<SegmentName> {
+        let text = std::fs::read_to_string(self.directory.join("asked")).ok()?;
+        text.parse().ok()
+    }
+
+    /// Forgets it.
+    pub fn forget_told(&self) {
+        let _ = std::fs::remove_file(self.directory.join("asked"));
+    }
+
     /// Removes the files of segments for which `keep` is false, unless somebody is at work on
     /// them.
     pub fn clean(&self, keep: impl Fn(SegmentName) -> bool) {
@@ -245,6 +222,7 @@ mod tests {
         Whose {
             cluster: "main".to_owned(),
             system_id: SystemId(7),
+            configuration: PlainDigest::of(b""),
         }
     }
 
@@ -252,7 +230,7 @@ mod tests {
         Record {
             whose: whose(),
             file: file.clone(),
-            held_by: vec![("near".to_owned(), "file:///near".to_owned())],
+            held_by: vec!["near".to_owned()],
             confirmed: Timestamp::now(),
         }
     }
@@ -333,22 +311,5 @@ mod tests {
         drop(claim);
         spool.clean(|_| false);
         assert!(!spool.directory().join(segment().to_string()).exists());
-    }
-
-    #[test]
-    fn a_file_that_may_still_change_unseen_is_not_settled() {
-        let file = |nanoseconds| Identity {
-            device: 1,
-            inode: 1,
-            size: 1,
-            modified: (100, nanoseconds),
-            changed: (100, nanoseconds),
-        };
-        let at =
-            |second, millisecond: i32| Timestamp::new(second, millisecond * 1_000_000).unwrap();
-        assert!(file(1).unsettled_for(at(100, 20)) > Duration::ZERO);
-        assert_eq!(file(1).unsettled_for(at(100, 60)), Duration::ZERO);
-        assert!(file(0).unsettled_for(at(102, 0)) > Duration::ZERO);
-        assert_eq!(file(0).unsettled_for(at(103, 0)), Duration::ZERO);
     }
 }

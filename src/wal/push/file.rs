@@ -15,6 +15,7 @@ use crate::postgres::wal_page::{self, LONG_HEADER_SIZE, LongPageHeader};
 use crate::postgres::{FormatError, WalFileName};
 use crate::repository::bridge::ObjectWriter;
 use crate::repository::codec;
+use crate::wal::identity::Identity;
 
 /// `.history` and `.backup` files are small texts.
 pub(super) const LARGEST_TEXT: u64 = 1 << 20;
@@ -133,17 +134,18 @@ impl WalFile {
             writer.write(std::mem::take(encoder.get_mut()).into())
         })?;
         if hasher.finish() != digest {
-            return Err(Error::failed(format!(
-                "{} changed while it was read",
-                self.name
-            )));
+            let what = format!("{} changed while it was read", self.name);
+            return Err(Error::failed(what));
         }
         writer.write(encoder.finish().map_err(cannot_compress)?.into())
     }
 
     /// Hands over every piece of the file; a file that changed its length is an error.
     fn each_piece(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let changed = || Error::failed(format!("{} changed while it was read", self.name));
         let mut source = File::open(&self.path).on("open", &self.path)?;
+        // PostgreSQL renames a segment that it has no use for, and writes the next WAL into it.
+        let before = Identity::of_file(&source).on("look at", &self.path)?;
         let mut buffer = vec![0; PIECE];
         let mut left = self.size;
         while left > 0 {
@@ -154,13 +156,10 @@ impl WalFile {
             each(&buffer[..wanted])?;
             left -= wanted as u64;
         }
-        if source.read(&mut buffer[..1]).on("read", &self.path)? != 0 {
-            return Err(Error::failed(format!(
-                "{} grew while it was read",
-                self.name
-            )));
+        match Identity::of_file(&source).on("look at", &self.path)? == before {
+            true if source.read(&mut buffer[..1]).on("read", &self.path)? == 0 => Ok(()),
+            _ => Err(changed()),
         }
-        Ok(())
     }
 }
 

@@ -95,6 +95,9 @@ impl Engine {
             &config.archive,
         );
         engine.needed = config.archive_ack.needed(config.repository.len());
+        if engine.needed < config.repository.len() {
+            engine.targets.iter_mut().for_each(Target::may_be_left_out);
+        }
         engine.unusable = unusable;
         engine.lagging = Mutex::new(lagging);
         Ok(engine)
@@ -108,7 +111,7 @@ impl Engine {
         compression: Compression,
         archive: &ArchiveConfig,
     ) -> Self {
-        let memory = archive.memory.as_u64().max(4 << 20);
+        let memory = archive.memory.as_u64().max(4 << 20) / KIB * KIB;
         let target =
             |repository: &Repository| Target::new(repository.system(cluster, control.system_id));
         Self {
@@ -202,12 +205,12 @@ impl Engine {
         F: Future<Output = (&'a str, Result<Outcome>)>,
     {
         let mut pushed = Pushed::default();
-        let mut failures = Vec::new();
+        let mut failures: Vec<(&str, Error)> = Vec::new();
         let mut deadline = None;
         while !stores.is_empty() {
             let next = if pushed.held_by.len() < needed {
                 stores.next().await
-            } else if self.only_lagging_are_left(&pushed, failures.len()) {
+            } else if self.only_lagging_are_left(&pushed, &failures) {
                 break;
             } else {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + GRACE);
@@ -223,10 +226,12 @@ impl Engine {
                 }
                 // Another content is no outage: it is said, whoever else holds the file.
                 Some((_, Err(error))) if error.exit() == Exit::Refused => return Err(error),
-                Some((_, Err(error))) => failures.push(error),
+                Some((repository, Err(error))) => failures.push((repository, error)),
                 None => break,
             }
         }
+        let failures = failures.into_iter().map(|(_, error)| error);
+        let mut failures: Vec<Error> = failures.collect();
         let unusable = self.unusable.iter().map(|(_, error)| error);
         if pushed.held_by.len() >= needed {
             for error in failures.iter().chain(unusable) {
@@ -238,7 +243,7 @@ impl Engine {
         for error in failures.iter().skip(1).chain(unusable) {
             tracing::error!("{}", error.one_line());
         }
-        Err(failures.into_iter().next().unwrap_or_else(|| {
+        Err(failures.drain(..).next().unwrap_or_else(|| {
             Error::failed(format!(
                 "too few repositories can be opened to archive {name}"
             ))
@@ -248,12 +253,14 @@ impl Engine {
 
     /// Whether nobody is left but repositories that are behind anyway: working ahead brings
     /// them what they lack.
-    fn only_lagging_are_left(&self, pushed: &Pushed, failed: usize) -> bool {
+    fn only_lagging_are_left(&self, pushed: &Pushed, failures: &[(&str, Error)]) -> bool {
         let lagging = self.lagging();
-        let prompt = |name: &&str| !lagging.contains(*name);
-        let all = self.systems().map(|system| system.repository().name());
-        let held_by = pushed.held_by.iter().map(|(name, _)| name.as_str());
-        held_by.filter(prompt).count() + failed >= all.filter(prompt).count()
+        let answered = |name: &str| {
+            pushed.held_by.iter().any(|(held, _)| held == name)
+                || failures.iter().any(|(failed, _)| *failed == name)
+        };
+        let mut all = self.systems().map(|system| system.repository().name());
+        all.all(|name| lagging.contains(name) || answered(name))
     }
 
     /// Tells the engine that `repository` lacks nothing any more.

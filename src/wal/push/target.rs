@@ -22,6 +22,8 @@ use crate::storage::ObjectInfo;
 /// One repository that files are pushed into.
 pub(super) struct Target {
     system: System,
+    /// PostgreSQL may be told that WAL is archived which is not here.
+    others_are_enough: bool,
     registered: OnceCell<()>,
     /// Counts the puts that have ended: the time by which listings are ordered.
     puts: AtomicU64,
@@ -52,11 +54,17 @@ impl Target {
     pub(super) fn new(system: System) -> Self {
         Self {
             system,
+            others_are_enough: false,
             registered: OnceCell::new(),
             puts: AtomicU64::new(0),
             listing: tokio::sync::Mutex::new(None),
             pending: Mutex::default(),
         }
+    }
+
+    /// PostgreSQL may be told that WAL is archived which is not here.
+    pub(super) fn may_be_left_out(&mut self) {
+        self.others_are_enough = true;
     }
 
     pub(super) fn system(&self) -> &System {
@@ -106,7 +114,11 @@ impl Target {
     pub(super) async fn register(&self, control: &ControlFile) -> Result<()> {
         let once = self.registered.get_or_try_init(|| async {
             let registered = self.system.register(control.major, control.segment_size);
-            registered.await.map(|_| ())
+            registered.await?;
+            match self.others_are_enough {
+                true => self.system.note_acknowledged_without_it().await,
+                false => Ok(()),
+            }
         });
         once.await.map(|_| ())
     }
