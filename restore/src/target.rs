@@ -536,4 +536,17 @@ mod tests {
         File::create(scratch.path().join("holiday.jpg")).unwrap();
         assert!(previous_cluster(scratch.path()).is_err());
     }
+
+    #[test]
+    fn a_wal_directory_may_hold_what_the_server_and_seawall_keep_there_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let entry = |name: &str| std::fs::create_dir(scratch.path().join(name)).unwrap();
+        entry("archive_status");
+        entry("seawall");
+        entry("000000010000000000000001");
+        refuse_other_than_wal(scratch.path()).unwrap();
+        entry("seawall.old");
+        let refused = refuse_other_than_wal(scratch.path()).unwrap_err();
+        assert!(refused.to_string().contains("seawall.old"), "{refused}");
+    }
 }

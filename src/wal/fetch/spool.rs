@@ -9,8 +9,8 @@
 //! - **The worker that wrote it is alive**: it holds the lock of this directory, which is made
 //!   anew for each worker. So the file was written by this very kernel, whose page cache still
 //!   has all of it: nothing that a crash of the machine tore, and nothing of a copied or
-//!   restored disk, is ever believed. To verify each digest again would cost more than all the
-//!   rest of a call; to fsync each file before its rename would hold up who waits for it.
+//!   restored disk, is ever believed. A call takes 2 ms so; to verify the digest of 16 MiB again
+//!   takes 4 ms more, to fsync them before the rename 15 to 40 ms, in which somebody may wait.
 //! - Its length and its first page are those of the segment that was asked for.
 //!
 //! Whoever finds a spool without its worker removes it. Locks are flock(2)'s, which end with
