@@ -88,9 +88,9 @@ def archive(contestant, corpus, arena, pause=0.0, count=None):
     return cost
 
 
-def contest(corpus, scratch, programs, runs, store=None):
-    """Everyone in turn, `runs` times. Returns the costs by name, and the arenas of the last
-    round, whose repositories hold every segment."""
+def contest(corpus, scratch, programs, runs, store=None, with_limits=True):
+    """Everyone in turn, `runs` times, on local files with plain zstd as well. Returns the costs
+    by name, and the arenas of the last round, whose repositories hold every segment."""
     contestants = seawalls(programs) + peers() + ([] if store else [Copy()])
     levels = [each.zstd for each in contestants if each.zstd]
     costs, arenas = {}, {}
@@ -103,7 +103,7 @@ def contest(corpus, scratch, programs, runs, store=None):
                 arenas[contestant] = arena
             else:
                 arena.close()
-        if not store:
+        if with_limits and not store:
             for name, cost in limits(corpus, scratch, levels).items():
                 costs.setdefault(name, []).append(cost)
     return costs, arenas
