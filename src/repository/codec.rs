@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 
 use zstd::stream::raw::CParameter;
+use zstd::zstd_safe::{self, zstd_sys::ZSTD_EndDirective};
 
 use crate::config::Compression;
 use crate::error::{Error, Result};
@@ -40,6 +41,78 @@ impl FrameCompressor {
             .compress(plain)
             .map_err(|error| Error::failed("cannot compress").because(error))
     }
+}
+
+/// Compresses to one frame after the other, each handed over in pieces, keeping zstd's working
+/// memory between them.
+pub struct PieceCompressor {
+    context: zstd_safe::CCtx<'static>,
+}
+
+impl PieceCompressor {
+    /// A compressor with the configured parameters.
+    pub fn new(parameters: Compression) -> Result<Self> {
+        let mut context = zstd_safe::CCtx::try_create()
+            .ok_or_else(|| Error::failed("no memory for zstd's working state"))?;
+        let level = CParameter::CompressionLevel(parameters.level);
+        for parameter in std::iter::once(level).chain(frame_parameters(parameters)) {
+            context.set_parameter(parameter).map_err(|code| {
+                Error::usage("zstd refuses the configured compression").because(name_of(code))
+            })?;
+        }
+        Ok(Self { context })
+    }
+
+    /// Begins a frame of exactly `plain_size` bytes, whatever became of the one before.
+    pub fn begin(&mut self, plain_size: u64) -> Result<()> {
+        self.context
+            .reset(zstd_safe::ResetDirective::SessionOnly)
+            .and_then(|_| self.context.set_pledged_src_size(Some(plain_size)))
+            .map(|_| ())
+            .map_err(cannot_compress)
+    }
+
+    /// Compresses the next bytes to the end of `stored`.
+    pub fn write(&mut self, plain: &[u8], stored: &mut Vec<u8>) -> Result<()> {
+        let mut input = zstd_safe::InBuffer::around(plain);
+        while input.pos() < plain.len() {
+            self.step(&mut input, stored, ZSTD_EndDirective::ZSTD_e_continue)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the frame.
+    ///
+    /// # Errors
+    /// Fewer or more bytes than promised were written.
+    pub fn finish(&mut self, stored: &mut Vec<u8>) -> Result<()> {
+        let mut nothing = zstd_safe::InBuffer::around(&[]);
+        while self.step(&mut nothing, stored, ZSTD_EndDirective::ZSTD_e_end)? > 0 {}
+        Ok(())
+    }
+
+    /// One call of zstd, with room for a block. Returns what it still has to write.
+    fn step(
+        &mut self,
+        input: &mut zstd_safe::InBuffer<'_>,
+        stored: &mut Vec<u8>,
+        end: ZSTD_EndDirective,
+    ) -> Result<usize> {
+        let written = stored.len();
+        stored.reserve(zstd_safe::CCtx::out_size());
+        let mut output = zstd_safe::OutBuffer::around_pos(stored, written);
+        self.context
+            .compress_stream2(&mut output, input, end)
+            .map_err(cannot_compress)
+    }
+}
+
+fn cannot_compress(code: usize) -> Error {
+    Error::failed("cannot compress").because(name_of(code))
+}
+
+fn name_of(code: usize) -> String {
+    zstd_safe::get_error_name(code).to_owned()
 }
 
 /// A stream that compresses what is written to it; see [`stream_compressor`].
@@ -151,6 +224,29 @@ mod tests {
             // zstd ignores nothing of a frame but reserved bits of the header.
             let result = decode(&damaged, plain.len() as u64);
             assert!(result.is_err() || result.unwrap() == plain, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn frames_that_come_in_pieces_are_those_that_come_at_once() {
+        let plain: Vec<u8> = (0..3_000_000u32)
+            .flat_map(|i| (i.wrapping_mul(i) / 7).to_le_bytes())
+            .collect();
+        let mut compressor = PieceCompressor::new(Compression::default()).unwrap();
+        for plain in [&plain[..], &plain[..1000], &plain[..0], &plain[5..]] {
+            // One that was given up leaves nothing behind.
+            compressor.begin(10).unwrap();
+            compressor.write(b"123", &mut Vec::new()).unwrap();
+            assert!(compressor.finish(&mut Vec::new()).is_err());
+            let mut stored = Vec::new();
+            compressor.begin(plain.len() as u64).unwrap();
+            for piece in plain.chunks(100_001) {
+                compressor.write(piece, &mut stored).unwrap();
+            }
+            compressor.finish(&mut stored).unwrap();
+            assert_eq!(decode(&stored, plain.len() as u64).unwrap(), plain);
+            let size = zstd::zstd_safe::get_frame_content_size(&stored).unwrap();
+            assert_eq!(size, Some(plain.len() as u64));
         }
     }
 

@@ -8,7 +8,8 @@ use std::fmt;
 
 use super::System;
 use super::line::{Archived, stretches};
-use super::wal_objects::{HistoryFiles, SegmentRun, TimelineWal};
+use super::timeline_wal::{SegmentRun, TimelineWal};
+use super::wal_objects::HistoryFiles;
 use crate::error::Result;
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::wal_objects::TimelineWal;
+use super::timeline_wal::TimelineWal;
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentName, SegmentSize, TimelineId};
 
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::config::SEGMENTS_AHEAD;
     use crate::postgres::Lsn;
-    use crate::repository::wal_objects::SegmentRun;
+    use crate::repository::timeline_wal::SegmentRun;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
 

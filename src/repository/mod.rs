@@ -20,6 +20,7 @@ pub mod plan;
 pub mod points;
 pub mod scan;
 mod system;
+pub mod timeline_wal;
 pub mod wal_objects;
 pub mod windows;
 

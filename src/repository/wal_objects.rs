@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
-use serde::Serialize;
 
 use super::keys::WalObject;
+use super::timeline_wal::TimelineWal;
 use super::{System, codec};
 use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
@@ -48,39 +47,6 @@ impl Held {
     }
 }
 
-/// Consecutive segments of one timeline, all present.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SegmentRun {
-    /// Number of the first segment.
-    pub first: u64,
-    /// Number of the last segment.
-    pub last: u64,
-    /// When the first was stored, by the store's clock.
-    pub first_stored: Timestamp,
-    /// When the last was stored, by the store's clock.
-    pub last_stored: Timestamp,
-    /// Bytes as stored.
-    pub stored_bytes: u64,
-}
-
-/// The segments of one timeline. Memory grows with the number of gaps, not of segments.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TimelineWal {
-    /// Ascending; between two of them lies a gap.
-    pub runs: Vec<SegmentRun>,
-    /// Segments with more than one content.
-    pub conflicts: Vec<SegmentName>,
-    /// `.partial` and `.backup` files with more than one content.
-    pub conflicts_beside: Vec<WalFileName>,
-    /// For each log (4 GiB of WAL) the digests of its segments, folded into one: where two
-    /// repositories hold the same segments of a log, they hold the same contents exactly if
-    /// these are equal.
-    pub fingerprints: BTreeMap<u32, u128>,
-    /// How many segments may have been stored behind one that was never acknowledged:
-    /// [`SEGMENTS_AHEAD`], or none where WAL was acknowledged without this repository.
-    pub stored_ahead: u64,
-}
-
 /// The `.history` files of a system.
 #[derive(Debug, Default)]
 pub struct HistoryFiles {
@@ -90,70 +56,6 @@ pub struct HistoryFiles {
     pub conflicts: Vec<TimelineId>,
     /// Those that could not be read, and why.
     pub unreadable: Vec<(TimelineId, Error)>,
-}
-
-impl TimelineWal {
-    /// The run that holds segment `number`.
-    pub fn run_with(&self, number: u64) -> Option<&SegmentRun> {
-        let at = self.runs.partition_point(|run| run.last < number);
-        self.runs.get(at).filter(|run| run.first <= number)
-    }
-
-    /// First and last number of the segments that are missing between two runs. What only
-    /// working ahead left out is no gap.
-    pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.runs
-            .windows(2)
-            .map(|pair| (pair[0].last + 1, pair[1].first - 1))
-            .filter(|(first, _)| !self.ends_ahead_of(*first))
-    }
-
-    /// Whether what is here behind the missing segment `number` was stored ahead of it: an
-    /// archiver that works ahead stores no segment more than [`SEGMENTS_AHEAD`] behind the
-    /// oldest that PostgreSQL was not told to be archived. So what is missing there was never
-    /// acknowledged, unless others than this repository were enough for that.
-    pub fn ends_ahead_of(&self, number: u64) -> bool {
-        self.last()
-            .is_some_and(|last| last > number && last - number <= self.stored_ahead)
-    }
-
-    /// The newest segment.
-    pub fn last(&self) -> Option<u64> {
-        self.runs.last().map(|run| run.last)
-    }
-
-    /// Notes whether a file has another content than the object before it.
-    fn note(&mut self, name: WalFileName, twice: bool) {
-        match name {
-            WalFileName::Segment(segment) if twice && self.conflicts.last() != Some(&segment) => {
-                self.conflicts.push(segment);
-            }
-            WalFileName::Partial(_) | WalFileName::BackupHistory(..)
-                if twice && self.conflicts_beside.last() != Some(&name) =>
-            {
-                self.conflicts_beside.push(name);
-            }
-            _ => {}
-        }
-    }
-
-    fn add(&mut self, number: u64, object: &ObjectInfo) {
-        match self.runs.last_mut() {
-            Some(run) if run.last == number => run.stored_bytes += object.size,
-            Some(run) if run.last + 1 == number => {
-                run.last = number;
-                run.last_stored = object.modified;
-                run.stored_bytes += object.size;
-            }
-            _ => self.runs.push(SegmentRun {
-                first: number,
-                last: number,
-                first_stored: object.modified,
-                last_stored: object.modified,
-                stored_bytes: object.size,
-            }),
-        }
-    }
 }
 
 impl System {
@@ -182,18 +84,10 @@ impl System {
         first: SegmentName,
         last: SegmentName,
     ) -> Result<Vec<(SegmentName, Held)>> {
-        let mut objects: BTreeMap<u32, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
-        for (object, info) in self.objects_from(first).await? {
-            if let WalFileName::Segment(name) = object.name {
-                objects.entry(name.low).or_default().push((object, info));
-            }
-        }
-        let numbers = first.low..=last.low;
-        Ok(numbers
-            .map(|low| {
-                let held = Held::of(objects.remove(&low).unwrap_or_default());
-                (SegmentName { low, ..first }, held)
-            })
+        let mut held = self.held_from(first).await?;
+        Ok((first.low..=last.low)
+            .map(|low| SegmentName { low, ..first })
+            .map(|name| (name, held.remove(&name).unwrap_or(Held::Absent)))
             .collect())
     }
 
@@ -217,30 +111,14 @@ impl System {
 
     /// What is held of the segments of the same log from `segment` on: one listing.
     pub async fn held_from(&self, segment: SegmentName) -> Result<BTreeMap<SegmentName, Held>> {
-        let name = WalFileName::Segment(segment);
-        let directory = self.keys().wal_directory(name);
-        let after = self.keys().before_wal_objects(name);
-        let mut held: BTreeMap<SegmentName, Held> = BTreeMap::new();
-        for info in self.store().list(&directory, Some(&after)).await? {
-            let Some(object) = WalObject::of_key(&info.key) else {
-                continue;
-            };
-            let WalFileName::Segment(segment) = object.name else {
-                continue;
-            };
-            match held.get_mut(&segment) {
-                Some(Held::One(known, _)) if known.digest == object.digest => {}
-                Some(Held::One(known, _)) => {
-                    let both = vec![known.digest, object.digest];
-                    held.insert(segment, Held::Conflict(both));
-                }
-                Some(Held::Conflict(digests)) => digests.push(object.digest),
-                Some(Held::Absent) | None => {
-                    held.insert(segment, Held::One(object, info));
-                }
+        let mut objects: BTreeMap<SegmentName, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
+        for (object, info) in self.objects_from(segment).await? {
+            if let WalFileName::Segment(name) = object.name {
+                objects.entry(name).or_default().push((object, info));
             }
         }
-        Ok(held)
+        let held = objects.into_iter();
+        Ok(held.map(|(name, ours)| (name, Held::of(ours))).collect())
     }
 
     /// The first segment of the same timeline that is there and no earlier than `segment`:
@@ -508,51 +386,4 @@ impl System {
 fn last_hex(key: &str) -> Option<u32> {
     let last = key.rsplit('/').next()?;
     (last.len() == 8).then(|| u32::from_str_radix(last, 16).ok())?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wal(numbers: &[u64]) -> TimelineWal {
-        let mut wal = TimelineWal {
-            stored_ahead: SEGMENTS_AHEAD,
-            ..TimelineWal::default()
-        };
-        for number in numbers {
-            let info = ObjectInfo {
-                key: String::new(),
-                size: 10,
-                modified: Timestamp::from_second(*number as i64).unwrap(),
-            };
-            wal.add(*number, &info);
-        }
-        wal
-    }
-
-    #[test]
-    fn runs_end_at_gaps_and_nowhere_else() {
-        let wal = wal(&[3, 4, 4, 5, 9, 10, 12]);
-        let spans: Vec<_> = wal.runs.iter().map(|run| (run.first, run.last)).collect();
-        assert_eq!(spans, [(3, 5), (9, 10), (12, 12)]);
-        assert_eq!(wal.runs[0].stored_bytes, 40);
-        assert_eq!(wal.run_with(4).map(|run| run.last), Some(5));
-        assert_eq!(wal.run_with(6), None);
-        assert_eq!(wal.run_with(2), None);
-        assert_eq!(wal.run_with(13), None);
-        assert_eq!(wal.last(), Some(12));
-    }
-
-    #[test]
-    fn a_gap_is_what_working_ahead_cannot_explain() {
-        let gaps = |numbers: &[u64]| wal(numbers).gaps().collect::<Vec<_>>();
-        assert_eq!(
-            gaps(&[3, 4, 5, 9, 10, 12, 40]),
-            [(6, 8), (11, 11), (13, 39)]
-        );
-        // 16 behind the first that is missing, and no more.
-        assert_eq!(gaps(&[3, 5, 19, 20]), []);
-        assert_eq!(gaps(&[3, 5, 19, 21]), [(4, 4)]);
-        assert_eq!(gaps(&[3, 5, 7, 23]), [(4, 4), (6, 6)]);
-    }
 }

@@ -231,7 +231,10 @@ fn a_push_that_is_killed_at_any_moment_leaves_nothing_that_counts_and_is_complet
     eprintln!("SEED={seed} replays the moments of this run");
     let mut state = seed | 1;
     let mut killed = 0;
-    for number in 2..22 {
+    for number in 2..120 {
+        if number > 12 && killed >= 6 {
+            return;
+        }
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -256,7 +259,7 @@ fn a_push_that_is_killed_at_any_moment_leaves_nothing_that_counts_and_is_complet
         assert!(std::fs::read(site.fetched()).unwrap() == segment.0);
         std::fs::remove_file(site.fetched()).unwrap();
     }
-    assert!(killed >= 5, "only {killed} of 20 were killed in time");
+    panic!("only {killed} were killed in time");
 }
 
 #[test]

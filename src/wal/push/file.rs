@@ -2,7 +2,7 @@
 //! from, read once, digested and compressed.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::wal_page::{self, LONG_HEADER_SIZE, LongPageHeader};
 use crate::postgres::{FormatError, WalFileName};
 use crate::repository::bridge::ObjectWriter;
-use crate::repository::codec;
+use crate::repository::codec::PieceCompressor;
 use crate::wal::identity::Identity;
 
 /// `.history` and `.backup` files are small texts.
@@ -91,30 +91,31 @@ impl WalFile {
     /// Digests and compresses it: into memory, in one pass; where it is `too_large` for that
     /// only its digest is taken, and [`compress_into`](Self::compress_into) reads it again,
     /// since its key needs the digest before the first byte is stored.
-    pub(super) fn read(&self, too_large: bool, compression: Compression) -> Result<Compressed> {
+    pub(super) fn read(&self, too_large: bool, workshop: &mut Workshop) -> Result<Compressed> {
+        let Workshop {
+            compressor,
+            piece,
+            stored,
+        } = workshop;
         let mut hasher = PlainHasher::default();
-        if too_large {
-            self.each_piece(|piece| {
-                hasher.update(piece);
-                Ok(())
-            })?;
-            return Ok(Compressed {
-                digest: hasher.finish(),
-                bytes: None,
-            });
-        }
-        let mut compressor = codec::stream_compressor(Vec::new(), compression, Some(self.size))
-            .map_err(|error| {
-                Error::usage("zstd refuses the configured compression").because(error)
-            })?;
-        self.each_piece(|piece| {
-            hasher.update(piece);
-            compressor.write_all(piece).map_err(cannot_compress)
+        stored.clear();
+        compressor.begin(self.size)?;
+        self.each_piece(piece, |plain| {
+            hasher.update(plain);
+            match too_large {
+                true => Ok(()),
+                false => compressor.write(plain, stored),
+            }
         })?;
-        Ok(Compressed {
-            digest: hasher.finish(),
-            bytes: Some(compressor.finish().map_err(cannot_compress)?.into()),
-        })
+        let bytes = match too_large {
+            true => None,
+            false => {
+                compressor.finish(stored)?;
+                Some(Bytes::copy_from_slice(stored))
+            }
+        };
+        let digest = hasher.finish();
+        Ok(Compressed { digest, bytes })
     }
 
     /// The second pass over a large segment: compressed on the way into the store, and given
@@ -123,30 +124,41 @@ impl WalFile {
         &self,
         writer: &ObjectWriter,
         digest: PlainDigest,
-        compression: Compression,
+        workshop: &mut Workshop,
     ) -> Result<()> {
+        let Workshop {
+            compressor,
+            piece,
+            stored,
+        } = workshop;
         let mut hasher = PlainHasher::default();
-        let mut encoder = codec::stream_compressor(Vec::new(), compression, Some(self.size))
-            .map_err(cannot_compress)?;
-        self.each_piece(|piece| {
-            hasher.update(piece);
-            encoder.write_all(piece).map_err(cannot_compress)?;
-            writer.write(std::mem::take(encoder.get_mut()).into())
+        stored.clear();
+        compressor.begin(self.size)?;
+        self.each_piece(piece, |plain| {
+            hasher.update(plain);
+            compressor.write(plain, stored)?;
+            let done = writer.write(Bytes::copy_from_slice(stored));
+            stored.clear();
+            done
         })?;
         if hasher.finish() != digest {
             let what = format!("{} changed while it was read", self.name);
             return Err(Error::failed(what));
         }
-        writer.write(encoder.finish().map_err(cannot_compress)?.into())
+        compressor.finish(stored)?;
+        writer.write(Bytes::copy_from_slice(stored))
     }
 
     /// Hands over every piece of the file; a file that changed its length is an error.
-    fn each_piece(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn each_piece(
+        &self,
+        buffer: &mut [u8],
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let changed = || Error::failed(format!("{} changed while it was read", self.name));
         let mut source = File::open(&self.path).on("open", &self.path)?;
         // PostgreSQL renames a segment that it has no use for, and writes the next WAL into it.
         let before = Identity::of_file(&source).on("look at", &self.path)?;
-        let mut buffer = vec![0; PIECE];
         let mut left = self.size;
         while left > 0 {
             let wanted = left.min(buffer.len() as u64) as usize;
@@ -163,14 +175,28 @@ impl WalFile {
     }
 }
 
+/// What one job works with, kept from one file to the next: memory that is allocated anew for
+/// each file comes to several times as much.
+pub(super) struct Workshop {
+    compressor: PieceCompressor,
+    piece: Vec<u8>,
+    stored: Vec<u8>,
+}
+
+impl Workshop {
+    pub(super) fn new(compression: Compression) -> Result<Self> {
+        Ok(Self {
+            compressor: PieceCompressor::new(compression)?,
+            piece: vec![0; PIECE],
+            stored: Vec::new(),
+        })
+    }
+}
+
 /// What the object will be.
 pub(super) struct Compressed {
     /// BLAKE3 of the plain bytes.
     pub(super) digest: PlainDigest,
     /// The object; none of a file that is too large to be held in memory.
     pub(super) bytes: Option<Bytes>,
-}
-
-fn cannot_compress(error: std::io::Error) -> Error {
-    Error::failed("cannot compress").because(error)
 }

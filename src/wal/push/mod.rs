@@ -24,8 +24,8 @@ use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
 use crate::repository::{Repository, System};
 
-use file::Compressed;
 pub use file::WalFile;
+use file::{Compressed, Workshop};
 use target::Target;
 
 /// How long repositories that are not needed for the acknowledgement are waited for.
@@ -58,7 +58,7 @@ pub struct Engine {
     /// Repositories that could not be opened, and why.
     unusable: Vec<(String, Error)>,
     control: ControlFile,
-    compression: Compression,
+    workshops: Arc<Workshops>,
     /// How many repositories must hold a file.
     needed: usize,
     /// Repositories that lack earlier files: they are not waited for unless they are needed.
@@ -118,7 +118,7 @@ impl Engine {
             targets: repositories.iter().map(target).collect(),
             unusable: Vec::new(),
             control: control.clone(),
-            compression,
+            workshops: Arc::new(Workshops::new(compression)),
             needed: repositories.len(),
             lagging: Mutex::default(),
             jobs: Arc::new(Semaphore::new(archive.jobs)),
@@ -182,7 +182,7 @@ impl Engine {
                         let found = found.ok().and_then(|found| (*found).clone());
                         found.ok_or_else(|| Error::failed(format!("{name} cannot be read")))
                     };
-                    let stored = target.store(file, &self.control, compressed, self.compression);
+                    let stored = target.store(file, &self.control, compressed, &self.workshops);
                     (repository, stored.await)
                 }
             })
@@ -298,11 +298,11 @@ impl Engine {
             .acquire_owned()
             .await
             .map_err(closed)?;
-        let (file, compression) = (Arc::clone(file), self.compression);
+        let (file, workshops) = (Arc::clone(file), Arc::clone(&self.workshops));
         let too_large = file.size() > self.memory_bytes;
         let compressed = tokio::task::spawn_blocking(move || {
             let _job = job;
-            file.read(too_large, compression)
+            workshops.with(|workshop| file.read(too_large, workshop))
         })
         .await
         .map_err(died)??;
@@ -312,5 +312,30 @@ impl Engine {
             drop(reserved.split(unused));
         }
         Ok((reserved, compressed))
+    }
+}
+
+/// The workshops that nobody works in just now: as many as ever worked at once.
+struct Workshops {
+    compression: Compression,
+    free: Mutex<Vec<Workshop>>,
+}
+
+impl Workshops {
+    fn new(compression: Compression) -> Self {
+        let free = Mutex::default();
+        Self { compression, free }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Workshop) -> Result<T>) -> Result<T> {
+        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = free().pop();
+        let mut workshop = match found {
+            Some(workshop) => workshop,
+            None => Workshop::new(self.compression)?,
+        };
+        let done = work(&mut workshop);
+        free().push(workshop);
+        done
     }
 }

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use super::Outcome;
 use super::file::{Compressed, WalFile};
-use crate::config::Compression;
+use super::{Outcome, Workshops};
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
@@ -79,7 +78,7 @@ impl Target {
         file: &Arc<WalFile>,
         control: &ControlFile,
         compressed: impl Future<Output = Result<Arc<Compressed>>>,
-        compression: Compression,
+        workshops: &Arc<Workshops>,
     ) -> Result<Outcome> {
         let name = file.name();
         let _pending = Pending::of(self, name);
@@ -104,7 +103,7 @@ impl Target {
         let key = self.system.keys().wal_object(object);
         match &compressed.bytes {
             Some(bytes) => self.system.store().put(&key, bytes.clone()).await?,
-            None => self.upload(&key, object, file, compression).await?,
+            None => self.upload(&key, object, file, workshops).await?,
         }
         self.confirm(object).await?;
         Ok(Outcome::Stored)
@@ -177,12 +176,13 @@ impl Target {
         key: &str,
         object: WalObject,
         file: &Arc<WalFile>,
-        compression: Compression,
+        workshops: &Arc<Workshops>,
     ) -> Result<()> {
         let writer = ObjectWriter::new(self.system.store(), key.to_owned(), file.size());
-        let file = Arc::clone(file);
+        let (file, workshops) = (Arc::clone(file), Arc::clone(workshops));
         let (written, writer) = tokio::task::spawn_blocking(move || {
-            let written = file.compress_into(&writer, object.digest, compression);
+            let written =
+                workshops.with(|workshop| file.compress_into(&writer, object.digest, workshop));
             (written, writer)
         })
         .await
