@@ -16,7 +16,7 @@ use seawall::postgres::control::ControlFile;
 use seawall::repository::{Repository, System};
 use seawall::storage::RetryPolicy;
 use seawall::storage::fault::FaultPlan;
-use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, fetch, prefetch};
+use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, Turn, fetch, prefetch};
 use seawall::wal::push::{Engine, Outcome, WalFile};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::segment::name;
@@ -113,13 +113,14 @@ impl Files {
         let ahead = Ahead::of(&FetchConfig::default(), self.control.segment_size).unwrap();
         let first = request(1);
         let worker = prefetch(vec![self.system(from)], &spool, &lock, &first, ahead);
+        let system = self.control.system_id;
         let mut taken = 0;
         let taking = async {
             for number in 2..=5 {
                 // Who waits in vain gets it elsewhere, and goes on.
                 for _ in 0..100 {
-                    let came = spool.take(&request(number), self.control.system_id);
-                    if came.unwrap() {
+                    let turn = Turn::at(&destination).unwrap();
+                    if spool.take(&request(number), system, &turn).unwrap() {
                         let content = std::fs::read(&destination).unwrap();
                         assert!(content == self.plain(&name(number)));
                         std::fs::remove_file(&destination).unwrap();
@@ -135,6 +136,7 @@ impl Files {
             done = worker => done.unwrap(),
             () = taking => {}
         }
+        spool.end(&lock).unwrap();
         let left: Vec<_> = std::fs::read_dir(&pg_wal).unwrap().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
         taken
@@ -152,7 +154,9 @@ impl Files {
             left: &[],
             new_tablespaces: Default::default(),
         };
-        let fetched = fetch(&[self.system(from)], request).await;
+        let turn = Turn::at(&destination).unwrap();
+        let fetched = fetch(&[self.system(from)], request, &turn).await;
+        drop(turn);
         let left: Vec<_> = std::fs::read_dir(&self.fetched)
             .unwrap()
             .flatten()

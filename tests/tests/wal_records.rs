@@ -201,7 +201,7 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
             "COMMIT_PREPARED",
             "ABORT_PREPARED",
         ];
-        if !point && !(transaction && ends.contains(&action)) {
+        if !(point || transaction && ends.contains(&action)) {
             continue;
         }
         let mut seen = Seen {
