@@ -352,7 +352,12 @@ impl System {
 
     /// The `.history` files that are here, one object for each content: one listing.
     async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
-        let listing = self.store().list_directory(&self.keys().wal()).await?;
+        let mut listing = self.store().list_directory(&self.keys().wal()).await?;
+        if listing.objects.is_empty() && listing.directories.is_empty() {
+            // No WAL at all: either nothing is archived yet, or a store lists nothing where
+            // there is something. One that does so once is caught.
+            listing = self.store().list_directory(&self.keys().wal()).await?;
+        }
         let mut found: BTreeMap<TimelineId, Vec<WalObject>> = BTreeMap::new();
         for object in listing
             .objects

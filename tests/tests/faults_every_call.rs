@@ -371,6 +371,28 @@ fn a_gap_stays_a_doubt_and_an_end_stays_an_end_whatever_call_fails() {
 }
 
 #[test]
+fn what_is_missing_before_a_fork_stays_a_doubt_whatever_call_fails() {
+    let files = Files::new(1);
+    runtime().block_on(async {
+        // Timeline 2 begins with segment 5. On timeline 1 nothing lies behind what is missing.
+        let url = new_repository(&files, &[&name(1), &name(2), "00000002.history"]).await;
+        let (sound, _) = with_plan(&url, impatient(), &"seed=1".parse().unwrap());
+        assert!(files.fetch(&sound, &name(4)).await.is_err());
+        assert_eq!(files.fetch(&sound, &name(5)).await, Ok(Fetched::Absent));
+        for missing in [3, 4] {
+            every_call(4, async |case, plan| {
+                let (_, faulty) = with_plan(&url, impatient(), &plan);
+                let fetched = files.fetch(&faulty, &name(missing)).await;
+                // It hides the history each time that it is asked.
+                let hidden = case.fault == "empty" && case.for_good;
+                assert!(fetched.is_err() || hidden, "{case}: {fetched:?}");
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
 fn a_large_segment_whose_upload_fails_anywhere_is_acknowledged_only_when_it_is_whole() {
     let mut files = Files::new(128);
     // What compresses to more than one part.
