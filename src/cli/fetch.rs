@@ -2,6 +2,7 @@
 //! 200 (anything else) and nothing else, whatever happens: PostgreSQL takes every code from 1
 //! to 125 for "absent", and opens the database.
 
+use std::fs::Metadata;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
 use crate::repository::{Repository, System};
-use crate::wal::fetch::{self, Ahead, Fetched, Left, NewTablespaces, Request, Spool};
+use crate::wal::fetch::{self, Ahead, Fetched, Left, NewTablespaces, Request, Spool, Turn};
 
 /// The file is at its destination, whole.
 pub const DELIVERED: u8 = 0;
@@ -79,14 +80,14 @@ pub fn run(args: &FetchArgs) -> u8 {
     if args.prefetch {
         return work_ahead(args, &destination, &data_directory);
     }
-    match fetch(args, &destination, &data_directory) {
+    match guarded(|| fetch(args, &destination, &data_directory)) {
         Ok(Fetched::Delivered) => DELIVERED,
         Ok(Fetched::Absent) => ABSENT,
         Err(error) => {
             super::say(&format!("seawall-fetch: {}", error.one_line()));
             let standby = data_directory.join("standby.signal").exists();
             if standby && !args.strict {
-                super::say("seawall-fetch: this is a standby; PostgreSQL will try streaming");
+                super::say(&format!("seawall-fetch: {}", on_standby(&args.name)));
                 return ABSENT;
             }
             DOUBT
@@ -94,12 +95,33 @@ pub fn run(args: &FetchArgs) -> u8 {
     }
 }
 
+/// A panic is a failure like another one: it must not end a standby.
+fn guarded(work: impl FnOnce() -> Result<Fetched>) -> Result<Fetched> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::failed("fetching panicked")
+            .hint("this is a defect of Seawall: report it with the lines before this one"))
+    })
+}
+
+/// What it means to a standby that a doubt about the file called `name` becomes 1.
+fn on_standby(name: &str) -> String {
+    match name.parse() {
+        Ok(WalFileName::History(_)) => format!(
+            "this is a standby; PostgreSQL will go on as if there were no {name}. If it is being \
+             promoted, it may have skipped archived WAL, and may take the number of a timeline \
+             that exists: make the store answer before you promote"
+        ),
+        _ => "this is a standby; PostgreSQL will try streaming".to_owned(),
+    }
+}
+
 fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<Fetched> {
     let call = Call::of(args, destination, data_directory)?;
-    let spool = call.spool()?;
+    let turn = Turn::at(destination)?;
+    let spool = call.spool();
     // Neither a connection nor a thread: what was fetched ahead only needs its name.
     if let Some((spool, _)) = &spool {
-        match spool.take(&call.request, call.control.system_id) {
+        match spool.take(&call.request, call.control.system_id, &turn) {
             Ok(true) => return Ok(Fetched::Delivered),
             Ok(false) => {}
             Err(error) => tracing::warn!("not taken from the spool: {}", error.one_line()),
@@ -109,7 +131,7 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
         tracing::warn!("{}", error.one_line());
     }
     let runtime = runtime()?;
-    let fetched = runtime.block_on(call.ask());
+    let fetched = runtime.block_on(call.ask(&turn));
     // A disk that hangs must not keep us.
     runtime.shutdown_background();
     if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
@@ -129,6 +151,8 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
 struct Call<'a> {
     args: &'a FetchArgs,
     config: Config,
+    /// What the configuration's file was before it was read.
+    config_file: Option<Metadata>,
     cluster: String,
     control: ControlFile,
     request: Request<'a>,
@@ -137,6 +161,8 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn of(args: &'a FetchArgs, destination: &'a Path, data_directory: &Path) -> Result<Self> {
         let name: WalFileName = args.name.parse()?;
+        // Edited between the two looks it is taken for another file, never for this one.
+        let config_file = std::fs::metadata(Config::locate(args.common.config.as_deref())?).ok();
         let config = args.common.load()?;
         let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
         let cluster = cluster.to_owned();
@@ -157,6 +183,7 @@ impl<'a> Call<'a> {
         Ok(Self {
             args,
             config,
+            config_file,
             cluster,
             control,
             request,
@@ -164,13 +191,13 @@ impl<'a> Call<'a> {
     }
 
     /// Asks the repositories.
-    async fn ask(&self) -> Result<Fetched> {
+    async fn ask(&self, turn: &Turn) -> Result<Fetched> {
         let (systems, unusable) = self.systems()?;
         if systems.is_empty() && unusable.is_empty() {
             return Err(Error::usage("no repository is configured"));
         }
         match (
-            fetch::fetch(&systems, self.request).await?,
+            fetch::fetch(&systems, self.request, turn).await?,
             unusable.into_iter().next(),
         ) {
             // Whoever was not asked may have it.
@@ -187,14 +214,11 @@ impl<'a> Call<'a> {
     }
 
     /// The spool for this request, and how far ahead it goes, unless nothing is fetched ahead.
-    fn spool(&self) -> Result<Option<(Spool, Ahead)>> {
-        let Some(ahead) = Ahead::of(&self.config.fetch, self.control.segment_size) else {
-            return Ok(None);
-        };
+    fn spool(&self) -> Option<(Spool, Ahead)> {
+        let ahead = Ahead::of(&self.config.fetch, self.control.segment_size)?;
         // All that decides what a segment's bytes are. An edited file is another one: what was
         // fetched with the old one is not looked at any more.
-        let path = &self.config.path;
-        let file = std::fs::metadata(path).on("examine", path)?;
+        let file = self.config_file.as_ref()?;
         let source = format!(
             "{} {:?} {} {} {:?} {:?} {:?} {:?}",
             env!("CARGO_PKG_VERSION"),
@@ -203,7 +227,7 @@ impl<'a> Call<'a> {
             self.control.segment_size,
             self.args.new_tablespaces,
             self.args.repository,
-            path,
+            self.config.path,
             (
                 file.dev(),
                 file.ino(),
@@ -212,8 +236,8 @@ impl<'a> Call<'a> {
                 file.mtime_nsec()
             ),
         );
-        let spool = Spool::of(&self.request, PlainDigest::of(source.as_bytes()));
-        Ok(spool.map(|spool| (spool, ahead)))
+        let spool = Spool::of(&self.request, PlainDigest::of(source.as_bytes()))?;
+        Some((spool, ahead))
     }
 }
 
@@ -264,7 +288,7 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
     };
     let work = || -> Result<()> {
         let call = Call::of(args, destination, data_directory)?;
-        let Some((spool, ahead)) = call.spool()? else {
+        let Some((spool, ahead)) = call.spool() else {
             return Ok(());
         };
         let (systems, _) = call.systems()?;
@@ -272,11 +296,11 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
         let done = runtime.block_on(async {
             tokio::select! {
                 done = fetch::prefetch(systems, &spool, &lock, &call.request, ahead) => done,
-                () = super::interrupted() => spool.discard(),
+                () = super::interrupted() => Ok(()),
             }
         });
         runtime.shutdown_background();
-        done
+        spool.end(&lock).and(done)
     };
     // Nobody would read why; the next call asks for itself.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
@@ -298,4 +322,26 @@ fn data_directory(destination: &Path) -> PathBuf {
         .and_then(Path::parent)
         .unwrap_or(Path::new("/"))
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_doubt_and_an_answer_stays_what_it_is() {
+        let error = guarded(|| panic!("nobody expects it")).unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        for answer in [Fetched::Delivered, Fetched::Absent] {
+            assert_eq!(guarded(|| Ok(answer)).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn a_doubt_about_a_history_is_told_as_what_it_is_to_a_standby_that_is_promoted() {
+        assert!(on_standby("00000003.history").contains("no 00000003.history"));
+        assert!(on_standby("00000003.history").contains("before you promote"));
+        assert!(on_standby("000000010000000000000003").contains("streaming"));
+        assert!(on_standby("no name").contains("streaming"));
+    }
 }

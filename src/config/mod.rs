@@ -222,23 +222,31 @@ fn default_jobs() -> usize {
     *JOBS
 }
 
+fn unusable(path: &Path) -> Error {
+    Error::usage("cannot read the configuration").at(path.display())
+}
+
 impl Config {
-    /// Reads the configuration from `explicit`, else `$SEAWALL_CONFIG`, else
-    /// [`DEFAULT_PATH`].
-    pub fn load(explicit: Option<&Path>) -> Result<Self> {
+    /// Where the configuration lies: `explicit`, else `$SEAWALL_CONFIG`, else
+    /// [`DEFAULT_PATH`]; absolute.
+    pub fn locate(explicit: Option<&Path>) -> Result<PathBuf> {
         let path = match (explicit, std::env::var_os("SEAWALL_CONFIG")) {
             (Some(path), _) => path.to_owned(),
             (None, Some(path)) => PathBuf::from(path),
             (None, None) => PathBuf::from(DEFAULT_PATH),
         };
-        let unusable = || Error::usage("cannot read the configuration").at(path.display());
-        let absolute = std::path::absolute(&path).map_err(|e| unusable().because(e))?;
-        let text = std::fs::read_to_string(&absolute).map_err(|error| {
-            unusable()
+        std::path::absolute(&path).map_err(|error| unusable(&path).because(error))
+    }
+
+    /// Reads the configuration from [where it lies](Self::locate).
+    pub fn load(explicit: Option<&Path>) -> Result<Self> {
+        let path = Self::locate(explicit)?;
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            unusable(&path)
                 .because(error)
                 .hint("name it with --config FILE or in $SEAWALL_CONFIG; the README shows one")
         })?;
-        Self::parse(&text, absolute)
+        Self::parse(&text, path)
     }
 
     /// Reads the configuration from `text`; `path` is for messages and for the commands that

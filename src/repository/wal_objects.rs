@@ -176,17 +176,7 @@ impl System {
 
     /// The timelines whose `.history` files are here, ascending, by listing alone.
     pub async fn history_timelines(&self) -> Result<BTreeSet<TimelineId>> {
-        let listing = self.store().list_directory(&self.keys().wal()).await?;
-        let names = listing
-            .objects
-            .iter()
-            .filter_map(|info| WalObject::of_key(&info.key));
-        Ok(names
-            .filter_map(|object| match object.name {
-                WalFileName::History(timeline) => Some(timeline),
-                _ => None,
-            })
-            .collect())
+        Ok(self.history_objects().await?.into_keys().collect())
     }
 
     /// Reads every `.history` file. Timeline 1 has none and is always there.
@@ -212,20 +202,7 @@ impl System {
     /// # Errors
     /// The listing failed.
     pub async fn history_files(&self) -> Result<HistoryFiles> {
-        let listing = self.store().list_directory(&self.keys().wal()).await?;
-        let mut found: BTreeMap<TimelineId, Vec<WalObject>> = BTreeMap::new();
-        for object in listing
-            .objects
-            .iter()
-            .filter_map(|info| WalObject::of_key(&info.key))
-        {
-            if let WalFileName::History(timeline) = object.name {
-                let others = found.entry(timeline).or_default();
-                if others.iter().all(|other| other.digest != object.digest) {
-                    others.push(object);
-                }
-            }
-        }
+        let found = self.history_objects().await?;
         let mut files = HistoryFiles {
             read: BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]),
             ..HistoryFiles::default()
@@ -241,6 +218,45 @@ impl System {
             }
         }
         Ok(files)
+    }
+
+    /// Reads the `.history` files of the timelines behind `timeline`; all contents, where one
+    /// has several.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub async fn histories_behind(&self, timeline: TimelineId) -> Result<Vec<TimelineHistory>> {
+        let mut objects = self.history_objects().await?;
+        objects.retain(|behind, _| *behind > timeline);
+        futures::stream::iter(objects.into_values().flatten())
+            .map(|object| self.history_of(object))
+            .buffered(LISTINGS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// The `.history` files that are here, one object for each content: one listing.
+    async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
+        let mut listing = self.store().list_directory(&self.keys().wal()).await?;
+        if listing.objects.is_empty() && listing.directories.is_empty() {
+            // No WAL at all: either nothing is archived yet, or a store lists nothing where
+            // there is something. One that does so once is caught.
+            listing = self.store().list_directory(&self.keys().wal()).await?;
+        }
+        let mut found: BTreeMap<TimelineId, Vec<WalObject>> = BTreeMap::new();
+        for object in listing
+            .objects
+            .iter()
+            .filter_map(|info| WalObject::of_key(&info.key))
+        {
+            if let WalFileName::History(timeline) = object.name {
+                let others = found.entry(timeline).or_default();
+                if others.iter().all(|other| other.digest != object.digest) {
+                    others.push(object);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Reads a `.history` file.

@@ -16,7 +16,7 @@ use seawall::postgres::control::ControlFile;
 use seawall::repository::{Repository, System};
 use seawall::storage::RetryPolicy;
 use seawall::storage::fault::FaultPlan;
-use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, fetch, prefetch};
+use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, Turn, fetch, prefetch};
 use seawall::wal::push::{Engine, Outcome, WalFile};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::segment::name;
@@ -113,13 +113,14 @@ impl Files {
         let ahead = Ahead::of(&FetchConfig::default(), self.control.segment_size).unwrap();
         let first = request(1);
         let worker = prefetch(vec![self.system(from)], &spool, &lock, &first, ahead);
+        let system = self.control.system_id;
         let mut taken = 0;
         let taking = async {
             for number in 2..=5 {
                 // Who waits in vain gets it elsewhere, and goes on.
                 for _ in 0..100 {
-                    let came = spool.take(&request(number), self.control.system_id);
-                    if came.unwrap() {
+                    let turn = Turn::at(&destination).unwrap();
+                    if spool.take(&request(number), system, &turn).unwrap() {
                         let content = std::fs::read(&destination).unwrap();
                         assert!(content == self.plain(&name(number)));
                         std::fs::remove_file(&destination).unwrap();
@@ -135,6 +136,7 @@ impl Files {
             done = worker => done.unwrap(),
             () = taking => {}
         }
+        spool.end(&lock).unwrap();
         let left: Vec<_> = std::fs::read_dir(&pg_wal).unwrap().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
         taken
@@ -152,7 +154,9 @@ impl Files {
             left: &[],
             new_tablespaces: Default::default(),
         };
-        let fetched = fetch(&[self.system(from)], request).await;
+        let turn = Turn::at(&destination).unwrap();
+        let fetched = fetch(&[self.system(from)], request, &turn).await;
+        drop(turn);
         let left: Vec<_> = std::fs::read_dir(&self.fetched)
             .unwrap()
             .flatten()
@@ -363,6 +367,28 @@ fn a_gap_stays_a_doubt_and_an_end_stays_an_end_whatever_call_fails() {
             assert_ne!(fetched, Ok(Fetched::Delivered), "{case}");
         })
         .await;
+    });
+}
+
+#[test]
+fn what_is_missing_before_a_fork_stays_a_doubt_whatever_call_fails() {
+    let files = Files::new(1);
+    runtime().block_on(async {
+        // Timeline 2 begins with segment 5. On timeline 1 nothing lies behind what is missing.
+        let url = new_repository(&files, &[&name(1), &name(2), "00000002.history"]).await;
+        let (sound, _) = with_plan(&url, impatient(), &"seed=1".parse().unwrap());
+        assert!(files.fetch(&sound, &name(4)).await.is_err());
+        assert_eq!(files.fetch(&sound, &name(5)).await, Ok(Fetched::Absent));
+        for missing in [3, 4] {
+            every_call(4, async |case, plan| {
+                let (_, faulty) = with_plan(&url, impatient(), &plan);
+                let fetched = files.fetch(&faulty, &name(missing)).await;
+                // It hides the history each time that it is asked.
+                let hidden = case.fault == "empty" && case.for_good;
+                assert!(fetched.is_err() || hidden, "{case}: {fetched:?}");
+            })
+            .await;
+        }
     });
 }
 

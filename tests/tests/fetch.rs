@@ -4,12 +4,14 @@
 //! Each call asks the repositories itself here; `prefetch.rs` tests what is fetched ahead.
 
 use std::path::Path;
+use std::time::Duration;
 
 use seawall_tests::scratch::give_to_owner;
 use seawall_tests::segment::name;
+use seawall_tests::site::PATIENCE;
 use seawall_tests::{
     Cluster, ConfigFile, Garage, PostgresVersion, Programs, Repository, Run, Scratch, Segment,
-    Site, Stored, fetch, seawall,
+    Site, Stored, fetch, seawall, wait_until,
 };
 
 const FIRST: &str = "000000010000000000000001";
@@ -514,6 +516,102 @@ fn a_hole_in_the_histories_is_a_doubt_and_their_end_is_an_end() {
     let said = expect(&site, "00000004.history", 200);
     assert!(said.contains("WAL of timeline 4"), "{said}");
     expect(&site, "00000005.history", 1);
+}
+
+#[test]
+fn what_is_missing_before_a_fork_is_a_gap_although_its_own_timeline_ends_there() {
+    let site = site();
+    archive_numbers(&site, &[1, 2]);
+    expect(&site, &name(3), 1);
+    // The primary died before it archived 3 and 4, whose standby had them: it was promoted in
+    // the middle of 5, and archives from there.
+    let history = "00000002.history";
+    write(
+        &site.wal(history),
+        b"1\t0/5800028\tno recovery target specified\n",
+    );
+    site.push(history).success();
+    for missing in [3, 4] {
+        let said = expect(&site, &name(missing), 200);
+        let behind = "timeline 2, which begins behind it, is there";
+        assert!(said.contains(behind), "{said}");
+        let accepted = site.fetching(&name(missing)).arg("--end-at-gap").run();
+        accepted.exits_with(1);
+    }
+    // The child begins with a copy of the segment that holds the switch point.
+    expect(&site, &name(5), 1);
+    expect(&site, &name(6), 1);
+    expect(&site, "000000020000000000000005", 1);
+    // Nor does a segment that was stored ahead explain them.
+    archive_numbers(&site, &[5]);
+    expect(&site, &name(3), 200);
+    expect(&site, &name(6), 1);
+    // At a segment's very end a fork proves all of that segment, through another timeline too.
+    let later = "00000003.history";
+    let forks = "1\t0/5800028\tx\n2\t0/8000000\tx\n";
+    write(&site.wal(later), forks.as_bytes());
+    site.push(later).success();
+    let said = expect(&site, "000000020000000000000007", 200);
+    assert!(said.contains("timeline 3, which begins"), "{said}");
+    expect(&site, "000000020000000000000008", 1);
+    expect(&site, "000000030000000000000008", 1);
+    expect(&site, &name(6), 1);
+    // What a fork says that cannot be read nobody knows; what has none higher needs it not.
+    let key = site.near.keys_with(later)[0].clone();
+    site.near.flip(&key, 10);
+    expect(&site, &name(6), 200);
+    expect(&site, "000000020000000000000008", 200);
+    expect(&site, "000000030000000000000008", 1);
+}
+
+#[test]
+fn a_call_that_a_dead_server_has_left_and_the_next_servers_call_do_not_meet() {
+    let mut site = site();
+    archive_numbers(&site, &[1, 2]);
+    site.config = ConfigFile::new()
+        .cluster(&site.cluster)
+        .repository(Repository::local("near", site.near.root()).key("timeout", "\"2s\""))
+        .extra(NOTHING_AHEAD)
+        .write(&site.scratch);
+    let whole = std::fs::read(site.wal(&name(2))).unwrap();
+    let temporary = site.wal("RECOVERYXLOG.seawall-tmp");
+    for killed in [true, false] {
+        // The object does not come at once, and the call waits with its file open.
+        let faults = "get[000000010000000000000001-]@1=hang";
+        let call = site.fetching(FIRST);
+        let left = call.with(|run| run.env("SEAWALL_TEST_FAULTS", faults));
+        let left = left.start();
+        wait_until("it has its turn", PATIENCE, || temporary.exists());
+        let mut next = site.fetching(&name(2)).start();
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(next.is_running(), "it has not waited");
+        assert!(!site.fetched().exists());
+        match killed {
+            true => drop(left.kill()),
+            // What it is late with does not replace what comes after it.
+            false => drop(left.wait().success()),
+        }
+        next.wait().success();
+        assert!(std::fs::read(site.fetched()).unwrap() == whole);
+        nothing_is_left_beside(&site);
+        std::fs::remove_file(site.fetched()).unwrap();
+    }
+}
+
+#[test]
+fn calls_at_once_for_one_destination_deliver_whole_files_one_after_the_other() {
+    let site = site();
+    archive_numbers(&site, &[1, 2, 3]);
+    let whole = [1, 2, 3].map(|number| std::fs::read(site.wal(&name(number))).unwrap());
+    for _ in 0..4 {
+        let calls = [1, 2, 3].map(|number| site.fetching(&name(number)).start());
+        for call in calls {
+            call.wait().success();
+        }
+        let delivered = std::fs::read(site.fetched()).unwrap();
+        assert!(whole.contains(&delivered), "it is a mixture");
+        nothing_is_left_beside(&site);
+    }
 }
 
 #[test]

@@ -140,6 +140,61 @@ fn a_missing_segment_in_the_middle_stops_recovery_and_end_at_gap_ends_it_there()
 }
 
 #[test]
+fn a_timeline_is_not_lost_when_its_parent_lacks_what_the_dead_primary_never_archived() {
+    let mut site = site_with_three_rows(15);
+    let mut standby = site.cluster.standby(&site.scratch, "standby");
+    standby.start();
+    let unarchived = site
+        .cluster
+        .sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    for n in 4..=6 {
+        let row = format!("INSERT INTO t VALUES ({n})");
+        site.cluster.sql(&row);
+        site.cluster.archive_all(PATIENCE);
+    }
+    standby.wait_until_caught_up(&site.cluster, PATIENCE);
+    site.cluster.stop(Stop::Fast);
+    standby.promote();
+    standby.sql("INSERT INTO t VALUES (7)");
+    standby.wait_until_archived("00000002.history", PATIENCE);
+    standby.archive_all(PATIENCE);
+    standby.stop(Stop::Fast);
+    // All that was not streamed away: segments of the old timeline end here.
+    let lost: Vec<(String, Vec<u8>)> = site
+        .near
+        .keys_with("/wal/00000001/")
+        .into_iter()
+        .filter(|key| key.rsplit('/').next() >= Some(&unarchived))
+        .map(|key| (key.clone(), site.near.remove(&key)))
+        .collect();
+    assert!(lost.len() >= 3, "{lost:?}");
+    let mut again = restored(&site, "again", &["--end-at-gap"]);
+    // What a person writes, who knows of no fork.
+    let command = Programs::get().restore_command(&site.config);
+    let auto = again.data().join("postgresql.auto.conf");
+    let mut text = std::fs::read_to_string(&auto).unwrap();
+    text.push_str(&format!(
+        "restore_command = '{command}'\nrecovery_target_timeline = 'latest'\n"
+    ));
+    std::fs::write(&auto, text).unwrap();
+    // Perhaps open for reading on its way, it ends.
+    again.launch();
+    assert_ne!(again.wait_for_end(PATIENCE), 0);
+    let log = again.log();
+    assert!(log.contains("exit code 200"), "{log}");
+    assert!(log.contains("timeline 2, which begins behind it"), "{log}");
+    assert!(!log.contains("archive recovery complete"), "{log}");
+    assert!(!log.contains("selected new timeline"), "{log}");
+    for (key, bytes) in &lost {
+        site.near.put_back(key, bytes);
+    }
+    again.start();
+    again.wait_until_recovered(PATIENCE);
+    let rows = again.sql("SELECT array_agg(n ORDER BY n) FROM t");
+    assert_eq!(rows, "{1,2,3,4,5,6,7}");
+}
+
+#[test]
 fn a_damaged_segment_stops_recovery() {
     let mut site = site_with_three_rows(15);
     let last = site.cluster.archive_all(PATIENCE);

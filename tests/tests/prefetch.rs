@@ -133,6 +133,29 @@ fn a_worker_stays_no_more_ahead_than_configured_and_leaves_when_nobody_comes() {
 }
 
 #[test]
+#[ignore = "long: a minute without a request"]
+fn a_worker_waits_for_a_server_that_recovers_slowly_and_for_nobody_else() {
+    let archive = Archive::of(40);
+    let data = archive.site.cluster.data();
+    let put = |file: &str, content: &str| {
+        std::fs::write(data.join(file), content).unwrap();
+        give_to_owner(&data.join(file));
+    };
+    // A server that lives, and applies WAL hours after it was written.
+    put("standby.signal", "");
+    put("postmaster.pid", &format!("{}\n", std::process::id()));
+    archive.fill_spool();
+    let worker = archive.prefetched.workers();
+    std::thread::sleep(Duration::from_secs(70));
+    assert_eq!(archive.prefetched.workers(), worker);
+    assert_eq!(archive.prefetched.files().len(), 16);
+    archive.deliver(2);
+    archive.prefetched.wait_for(&name(18));
+    std::fs::remove_file(data.join("standby.signal")).unwrap();
+    archive.prefetched.wait_until_gone(SOON);
+}
+
+#[test]
 fn a_call_whose_worker_goes_on_does_not_keep_postgresqls_pipes() {
     let archive = Archive::of(20);
     let output = archive.site.fetch(&name(1)).success();

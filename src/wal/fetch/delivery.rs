@@ -3,12 +3,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{NewTablespaces, Place, Request};
+use super::{NewTablespaces, Place, Request, Turn};
 use crate::digest::PlainHasher;
-use crate::durable;
 use crate::error::{Error, Exit, IoContext, Result};
 use crate::postgres::wal_records::{self, CreatedTablespace};
 use crate::postgres::{SegmentSize, WalFileName};
@@ -20,27 +18,21 @@ use crate::repository::keys::WalObject;
 /// `.history` and `.backup` files are small texts.
 const LARGEST_TEXT: u64 = 1 << 20;
 
-/// Brings an object to the destination of `request`.
+/// Brings an object to the destination of `request`, whose turn this is.
 pub(super) async fn deliver(
     system: &System,
     object: WalObject,
     request: Request<'_>,
+    turn: &Turn,
 ) -> Result<()> {
-    let temporary = durable::temporary_beside(request.destination);
-    let destination = request.destination.to_owned();
-    let (place, size) = (request.place(), request.segment_size);
+    let (mut file, temporary) = (turn.begin()?, turn.temporary().to_owned());
     let guard = TablespaceGuard::of(request);
-    with_content(system, object, size, move |content| {
-        let result = create(&temporary)
-            .and_then(|mut file| content.write_to(&mut file, &temporary))
-            .and_then(|()| guard.check(&temporary, object.name))
-            .and_then(|()| publish(&temporary, &destination, place, size));
-        if result.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        result
+    with_content(system, object, request.segment_size, move |content| {
+        content.write_to(&mut file, &temporary)?;
+        guard.check(&temporary, object.name)
     })
-    .await
+    .await?;
+    publish(turn.temporary(), turn, request)
 }
 
 /// Gives the plain bytes of an object to `take`, which runs on a thread that may block.
@@ -129,27 +121,12 @@ impl Content {
 }
 
 /// Cuts what is not of the line, and gives the file its name. It appears there whole.
-pub(super) fn publish(
-    temporary: &Path,
-    destination: &Path,
-    place: Place,
-    size: SegmentSize,
-) -> Result<()> {
-    if let Place::Holds(end) = place {
-        zero_from(temporary, end.offset(size), size.bytes())?;
+pub(super) fn publish(file: &Path, turn: &Turn, request: Request<'_>) -> Result<()> {
+    if let Place::Holds(end) = request.place() {
+        let size = request.segment_size;
+        zero_from(file, end.offset(size), size.bytes())?;
     }
-    durable::rename_without_sync(temporary, destination).on("rename to", destination)
-}
-
-/// A leftover of a killed run is overwritten.
-fn create(temporary: &Path) -> Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(temporary)
-        .on("create", temporary)
+    turn.publish(file)
 }
 
 /// Replaces what is not of the line by zeros, which replay takes for the end of the WAL: what a

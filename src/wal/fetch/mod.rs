@@ -11,6 +11,7 @@
 mod delivery;
 mod prefetch;
 mod spool;
+mod turn;
 
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use delivery::deliver;
 
 pub use prefetch::{Ahead, prefetch};
 pub use spool::Spool;
+pub use turn::Turn;
 
 /// The answer to PostgreSQL's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +135,8 @@ impl Place {
     }
 }
 
-/// Brings the file from the first of `systems` that has it to its destination.
+/// Brings the file from the first of `systems` that has it to its destination. `turn` is the
+/// turn there.
 ///
 /// The file appears there by a rename, so that a partial one is never seen. It is not synced:
 /// PostgreSQL does that itself before it relies on it (PostgreSQL 18, xlogarchive.c,
@@ -142,7 +145,7 @@ impl Place {
 /// # Errors
 /// Anything that leaves a doubt: a repository that does not answer, a gap, a conflict, an
 /// object that is damaged in all repositories that have it.
-pub async fn fetch(systems: &[System], request: Request<'_>) -> Result<Fetched> {
+pub async fn fetch(systems: &[System], request: Request<'_>, turn: &Turn) -> Result<Fetched> {
     if request.place() == Place::Behind {
         tracing::info!(
             "{} lies behind the fork that recovery follows",
@@ -152,7 +155,7 @@ pub async fn fetch(systems: &[System], request: Request<'_>) -> Result<Fetched> 
     }
     let mut doubt: Option<Error> = None;
     for system in systems {
-        match from_one(system, request).await {
+        match from_one(system, request, turn).await {
             Ok(Fetched::Delivered) => return Ok(Fetched::Delivered),
             Ok(Fetched::Absent) => {}
             // A conflict is not settled by asking somebody else.
@@ -169,8 +172,8 @@ pub async fn fetch(systems: &[System], request: Request<'_>) -> Result<Fetched> 
     }
 }
 
-async fn from_one(system: &System, request: Request<'_>) -> Result<Fetched> {
-    if deliver_if_held(system, request).await? {
+async fn from_one(system: &System, request: Request<'_>, turn: &Turn) -> Result<Fetched> {
+    if deliver_if_held(system, request, turn).await? {
         return Ok(Fetched::Delivered);
     }
     // An empty answer counts only from a repository that is there and knows this cluster.
@@ -179,7 +182,7 @@ async fn from_one(system: &System, request: Request<'_>) -> Result<Fetched> {
         return Ok(Fetched::Absent);
     };
     // A live archive may have grown between the two looks.
-    if deliver_if_held(system, request).await? {
+    if deliver_if_held(system, request, turn).await? {
         return Ok(Fetched::Delivered);
     }
     let later = match evidence {
@@ -204,11 +207,14 @@ async fn from_one(system: &System, request: Request<'_>) -> Result<Fetched> {
         }))
 }
 
-async fn deliver_if_held(system: &System, request: Request<'_>) -> Result<bool> {
+async fn deliver_if_held(system: &System, request: Request<'_>, turn: &Turn) -> Result<bool> {
     match system.held(request.name).await? {
         Held::Absent => Ok(false),
         Held::Conflict(digests) => Err(system.conflict(request.name, &digests)),
-        Held::One(object, _) => deliver(system, object, request).await.map(|()| true),
+        Held::One(object, _) => {
+            deliver(system, object, request, turn).await?;
+            Ok(true)
+        }
     }
 }
 
@@ -237,7 +243,7 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
         WalFileName::Segment(_) if request.place() != Place::Open => Ok(None),
         WalFileName::Segment(segment) => {
             let Some(found) = system.segment_from(segment).await? else {
-                return Ok(None);
+                return child_behind(system, segment, request.segment_size).await;
             };
             if found == segment {
                 return Ok(Some(Evidence::Itself));
@@ -245,8 +251,13 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
             let (size, number) = (request.segment_size, segment.number(request.segment_size)?);
             let wal = system.timeline_wal(segment.timeline, size, number).await?;
             if wal.ends_ahead_of(number) {
-                tracing::info!("{segment} was never acknowledged: what follows was stored ahead");
-                return Ok(None);
+                let child = child_behind(system, segment, size).await?;
+                if child.is_none() {
+                    tracing::info!(
+                        "{segment} was never acknowledged: what follows was stored ahead"
+                    );
+                }
+                return Ok(child);
             }
             let later = format!("the later segment {found}");
             Ok(Some(Evidence::Later(later)))
@@ -269,6 +280,27 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
             }))
         }
     }
+}
+
+/// Looks for a timeline that branched off behind `segment`: whoever founded it had replayed all
+/// of that segment, so it was written whole, though perhaps archived by nobody (a primary that
+/// died before it did, whose standby had received it already). The segment that holds the
+/// switch point is none of these: the child begins with a copy of it.
+async fn child_behind(
+    system: &System,
+    segment: SegmentName,
+    size: SegmentSize,
+) -> Result<Option<Evidence>> {
+    let end = Lsn(segment.start(size)?.0.saturating_add(size.bytes()));
+    let histories = system.histories_behind(segment.timeline).await?;
+    let child = histories.into_iter().find(|history| {
+        let switch = history.end_of(segment.timeline);
+        switch.is_some_and(|switch| switch >= end)
+    });
+    Ok(child.map(|child| {
+        let child = child.timeline;
+        Evidence::Later(format!("timeline {child}, which begins behind it,"))
+    }))
 }
 
 #[cfg(test)]

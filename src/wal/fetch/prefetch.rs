@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::delivery::{self, Content};
 use super::{Left, NewTablespaces, Place, Request, Spool};
@@ -32,11 +32,15 @@ use crate::repository::wal_objects::Held;
 const TICK: Duration = Duration::from_millis(20);
 /// How often it looks whether anybody still recovers.
 const LOOK_AROUND: Duration = Duration::from_millis(500);
-/// Without progress for so long it ends: a segment may take PostgreSQL a while to replay, and
-/// to fetch all that waits once more would cost more than to wait.
-const IDLE_IN_RECOVERY: Duration = Duration::from_secs(60);
-/// The same where no server recovers any more.
+/// Without progress for so long it looks for PostgreSQL only as rarely.
+const AWHILE: Duration = Duration::from_secs(5);
+/// Without progress for so long it ends where no server recovers any more. One that does may
+/// take hours for a segment (recovery_min_apply_delay, a pause): then all waits for it, since
+/// whoever ends would fetch all of it once more for the next one.
 const IDLE: Duration = Duration::from_secs(3);
+/// The same while one recovers, but something could not be fetched. PostgreSQL may have turned
+/// to streaming there.
+const IDLE_IN_DOUBT: Duration = Duration::from_secs(60);
 
 /// How far ahead a worker goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +71,7 @@ impl Ahead {
 }
 
 /// Fetches what follows the segment of `request`, which has been delivered, until nobody needs
-/// it any more; then removes the spool. `lock` is what [`Spool::begin`] returned.
+/// it any more. `lock` is what [`Spool::begin`] returned; then it is time to [`Spool::end`] it.
 pub async fn prefetch(
     systems: Vec<System>,
     spool: &Spool,
@@ -78,61 +82,45 @@ pub async fn prefetch(
     let WalFileName::Segment(delivered) = request.name else {
         return Ok(());
     };
-    let size = request.segment_size;
     let data_directory = request.destination.ancestors().nth(2);
     let data_directory = data_directory.map(DataDirectory::at);
-    let mut worker = Worker {
-        systems,
-        spool,
-        size,
-        left: request.left,
-        rule: request.new_tablespaces,
-        ahead,
-        timeline: delivered.timeline,
-        next: delivered.number(size)? + 1,
-        waiting: BTreeSet::new(),
-        running: BTreeSet::new(),
-        known: None,
-        listing: false,
-        stopped: false,
-        round: 0,
-        told: String::new(),
-        progress: Instant::now(),
+    let recovering = || {
+        let server = data_directory.as_ref();
+        server.is_some_and(DataDirectory::is_recovering)
     };
+    let mut worker = Worker::new(systems, spool, request, ahead, delivered)?;
     let mut work = JoinSet::new();
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked_around = Instant::now();
-    let mut idle = IDLE_IN_RECOVERY;
+    let mut patience = IDLE_IN_DOUBT;
     loop {
         if !worker.look()? {
             break;
         }
         worker.go_on(&mut work);
         let finished = worker.stopped && worker.waiting.is_empty() && work.is_empty();
-        if finished || worker.progress.elapsed() > idle {
+        let idle = worker.progress.elapsed();
+        if finished || idle > patience {
             break;
         }
         if looked_around.elapsed() >= LOOK_AROUND {
             looked_around = Instant::now();
-            let recovering = data_directory
-                .as_ref()
-                .is_some_and(DataDirectory::is_recovering);
-            idle = if recovering { IDLE_IN_RECOVERY } else { IDLE };
+            patience = match recovering() {
+                // What lies behind a segment that cannot be fetched may never be asked for.
+                true if worker.failed => IDLE_IN_DOUBT,
+                true => Duration::MAX,
+                false => IDLE,
+            };
             if !spool.is_locked_by(lock) || !spool.has_room(ahead.reserve / 2) {
                 break;
             }
         }
+        let pause = if idle < AWHILE { TICK } else { LOOK_AROUND };
         tokio::select! {
             Some(Ok(done)) = work.join_next() => worker.take_in(done),
-            _ = tick.tick() => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
-    // The data directory may be another one by now: then nothing in it is ours.
-    match spool.is_locked_by(lock) {
-        true => spool.discard(),
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 /// A segment as it is held, and by which of the systems.
@@ -168,13 +156,43 @@ struct Worker<'a> {
     listing: bool,
     /// Nothing is to be fetched any more, until PostgreSQL has gone on without us.
     stopped: bool,
+    /// Something could not be fetched.
+    failed: bool,
     /// Counts how often PostgreSQL went elsewhere; what was begun before is nobody's.
     round: u64,
     told: String,
     progress: Instant,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    fn new(
+        systems: Vec<System>,
+        spool: &'a Spool,
+        request: &Request<'a>,
+        ahead: Ahead,
+        delivered: SegmentName,
+    ) -> Result<Self> {
+        Ok(Self {
+            systems,
+            spool,
+            size: request.segment_size,
+            left: request.left,
+            rule: request.new_tablespaces,
+            ahead,
+            timeline: delivered.timeline,
+            next: delivered.number(request.segment_size)? + 1,
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            known: None,
+            listing: false,
+            stopped: false,
+            failed: false,
+            round: 0,
+            told: String::new(),
+            progress: Instant::now(),
+        })
+    }
+
     /// Looks what PostgreSQL has taken and what it was given without us. False where the spool
     /// is of no more use.
     fn look(&mut self) -> Result<bool> {
@@ -204,9 +222,11 @@ impl Worker<'_> {
     /// PostgreSQL has got `segment` without us.
     fn follow(&mut self, segment: SegmentName) -> Result<()> {
         let number = segment.number(self.size)?;
-        let first = self.waiting.first().or(self.running.first()).copied();
-        let ours = first.unwrap_or(self.next)..=self.next;
+        // Several are fetched at once: what waits may lie behind what still runs.
+        let first = self.waiting.first().into_iter().chain(self.running.first());
+        let ours = first.min().copied().unwrap_or(self.next)..=self.next;
         self.stopped = false;
+        self.failed = false;
         if segment.timeline == self.timeline && ours.contains(&(number + 1)) {
             self.pass_by(number);
             return Ok(());
@@ -324,6 +344,7 @@ impl Worker<'_> {
                     Err(error) if wanted => {
                         tracing::debug!("{}", error.one_line());
                         self.stopped = true;
+                        self.failed = true;
                     }
                     Err(_) => {}
                 }
@@ -371,4 +392,52 @@ fn judge(part: &Path, segment: SegmentName, rule: NewTablespaces) -> Result<()> 
     }
     let what = format!("{segment} creates a tablespace");
     Err(crate::error::Error::failed(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::PlainDigest;
+
+    #[test]
+    fn who_takes_the_first_while_a_later_one_waits_already_has_not_gone_elsewhere() {
+        let size = SegmentSize::DEFAULT;
+        let segment = |number| SegmentName::new(TimelineId::FIRST, number, size);
+        let request = Request {
+            name: WalFileName::Segment(segment(1)),
+            segment_size: size,
+            destination: Path::new("/data/pg_wal/RECOVERYXLOG"),
+            end_at_gap: false,
+            left: &[],
+            new_tablespaces: NewTablespaces::Allow,
+        };
+        let spool = Spool::of(&request, PlainDigest::of(b"")).unwrap();
+        let ahead = Ahead::of(&FetchConfig::default(), size).unwrap();
+        let started = |running: &[u64], waiting: &[u64], next| {
+            let mut worker = Worker::new(Vec::new(), &spool, &request, ahead, segment(1)).unwrap();
+            worker.running.extend(running);
+            worker.waiting.extend(waiting);
+            worker.next = next;
+            worker
+        };
+        // 2 was taken from the store, 3 is still fetched, 4 came before it.
+        for running in [&[3][..], &[2, 3]] {
+            let mut worker = started(running, &[4], 5);
+            worker.follow(segment(2)).unwrap();
+            assert_eq!((worker.round, worker.next), (0, 5));
+            assert!(worker.running.iter().eq(&[3]) && worker.waiting.iter().eq(&[4]));
+        }
+        // Here recovery began anew, or jumped, or went to another timeline.
+        let child = SegmentName {
+            timeline: TimelineId::new(2).unwrap(),
+            ..segment(2)
+        };
+        for elsewhere in [segment(1), segment(5), child] {
+            let mut worker = started(&[3], &[4], 5);
+            worker.follow(elsewhere).unwrap();
+            assert_eq!(worker.round, 1);
+            assert_eq!(worker.next, elsewhere.number(size).unwrap() + 1);
+            assert!(worker.running.is_empty() && worker.waiting.is_empty());
+        }
+    }
 }

@@ -18,12 +18,13 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{Place, Request, delivery};
+use super::turn::is_at;
+use super::{Place, Request, Turn, delivery};
 use crate::digest::PlainDigest;
 use crate::durable;
 use crate::error::{Error, IoContext, Result};
@@ -68,14 +69,13 @@ impl Spool {
         }
     }
 
-    /// Delivers the requested segment if it is here, or is just being fetched. False is no
-    /// answer: the repositories must be asked.
-    pub fn take(&self, request: &Request<'_>, system: SystemId) -> Result<bool> {
+    /// Delivers the requested segment, in its turn, if it is here or is just being fetched.
+    /// False is no answer: the repositories must be asked.
+    pub fn take(&self, request: &Request<'_>, system: SystemId, turn: &Turn) -> Result<bool> {
         let WalFileName::Segment(segment) = request.name else {
             return Ok(false);
         };
-        let place = request.place();
-        if place == Place::Behind || !self.has_worker() {
+        if request.place() == Place::Behind || !self.has_worker() {
             return Ok(false);
         }
         // From here on it is this call's alone.
@@ -85,9 +85,8 @@ impl Spool {
         if !self.claim(segment, &taken)? {
             return Ok(false);
         }
-        let delivered = check(&taken, segment, request, system).and_then(|()| {
-            delivery::publish(&taken, request.destination, place, request.segment_size)
-        });
+        let delivered = check(&taken, segment, request, system)
+            .and_then(|()| delivery::publish(&taken, turn, *request));
         if delivered.is_err() {
             let _ = std::fs::remove_file(&taken);
         }
@@ -165,7 +164,7 @@ impl Spool {
 
     /// Removes the spool with all that is in it: for its worker, and where there is none.
     /// Nobody sees a part of it meanwhile.
-    pub fn discard(&self) -> Result<()> {
+    fn discard(&self) -> Result<()> {
         let ended = self.ended();
         let remove = || {
             ignore_absent(std::fs::remove_dir_all(&ended))?;
@@ -180,14 +179,18 @@ impl Spool {
         Ok(())
     }
 
+    /// Removes the spool if `lock` is still its own. The data directory may be another one by
+    /// now: then nothing in it is ours.
+    pub fn end(&self, lock: &File) -> Result<()> {
+        match self.is_locked_by(lock) {
+            true => self.discard(),
+            false => Ok(()),
+        }
+    }
+
     /// Whether `file` is the lock of the spool as it is now.
     pub(super) fn is_locked_by(&self, file: &File) -> bool {
-        let same =
-            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        match (file.metadata(), std::fs::metadata(self.lock())) {
-            (Ok(ours), Ok(there)) => same(ours, there) && file.try_lock().is_ok(),
-            _ => false,
-        }
+        is_at(file, &self.lock()) && file.try_lock().is_ok()
     }
 
     /// Where a segment waits.
@@ -368,7 +371,8 @@ mod tests {
 
         fn take(&self) -> Result<bool> {
             let request = Self::request(&self.destination, self.segment);
-            let taken = self.spool.take(&request, SYSTEM);
+            let turn = Turn::at(&self.destination).unwrap();
+            let taken = self.spool.take(&request, SYSTEM, &turn);
             assert_eq!(self.destination.exists(), matches!(taken, Ok(true)));
             taken
         }
@@ -456,7 +460,8 @@ mod tests {
         case.put(&case.spool.path_of(case.segment), &plain());
         let request = Case::request(&case.destination, case.segment);
         let other = Spool::of(&request, PlainDigest::of(b"another")).unwrap();
-        assert!(!other.take(&request, SYSTEM).unwrap());
+        let turn = Turn::at(&case.destination).unwrap();
+        assert!(!other.take(&request, SYSTEM, &turn).unwrap());
         assert_eq!(case.spool.told(), None);
         case.spool.tell(request.name).unwrap();
         assert_eq!(case.spool.told().unwrap().1, Some(case.segment));
