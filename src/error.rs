@@ -109,6 +109,20 @@ impl Error {
         self
     }
 
+    /// The same once more, for one who must tell it again. Of the cause only the text is kept.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let inner = &self.0;
+        Self(Box::new(Inner {
+            exit: inner.exit,
+            what: inner.what.clone(),
+            place: inner.place.clone(),
+            hint: inner.hint.clone(),
+            retryable: inner.retryable,
+            source: inner.source.as_ref().map(|cause| cause.to_string().into()),
+        }))
+    }
+
     /// Marks that the same call may succeed later without any change.
     #[must_use]
     pub fn retryable(mut self, retryable: bool) -> Self {

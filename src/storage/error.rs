@@ -179,7 +179,7 @@ impl From<object_store::Error> for Failure {
 
 /// The root directory of a local store is not there: a disk that is not mounted, most likely.
 #[derive(Debug, thiserror::Error)]
-#[error("the directory {0} does not exist or is no directory")]
+#[error("the directory {0} does not exist, is no directory, or is not the one that was opened")]
 pub(super) struct RootMissing(pub(super) String);
 
 /// An fsync failed. It is never tried again on the same file: the kernel reports lost pages

@@ -226,6 +226,7 @@ fn check_names_each_problem_with_what_to_do_about_it() {
     site.cluster.archive_all(PATIENCE);
     let key = site.near.one_wal(&missing);
     let taken = site.near.remove(&key);
+    site.archive_far_behind(&missing);
     let found = problems(&site);
     assert!(
         found.contains("WAL is missing") && found.contains(&missing),

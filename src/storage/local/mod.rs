@@ -37,7 +37,7 @@ use crate::durable;
 #[derive(Debug, Clone)]
 pub(super) struct LocalFiles {
     files: LocalFileSystem,
-    root: Arc<PathBuf>,
+    root: Arc<Root>,
     /// Directories whose names are known to be durable up to the root, by device and inode,
     /// since another process may have removed and made them again.
     durable: Arc<Mutex<HashMap<PathBuf, (u64, u64)>>>,
@@ -45,13 +45,11 @@ pub(super) struct LocalFiles {
 
 impl LocalFiles {
     pub(super) fn open(root: &FsPath) -> Result<Self> {
-        check_root(root)?;
+        let root = Root::open(root)?;
         // Automatic cleanup: empty directories would outlive the backups they held.
-        let files = LocalFileSystem::new_with_prefix(root)?
+        let files = LocalFileSystem::new_with_prefix(&root.path)?
             .with_fsync(true)
             .with_automatic_cleanup(true);
-        // As LocalFileSystem does, so that both name the same files.
-        let root = root.canonicalize().map_err(|error| generic(error, root))?;
         Ok(Self {
             files,
             root: Arc::new(root),
@@ -65,10 +63,10 @@ impl LocalFiles {
         let path = self.files.path_to_filesystem(location)?;
         let root = Arc::clone(&self.root);
         blocking(move || {
-            check_root(&root)?;
+            root.check()?;
             let open = |path: &FsPath| File::open(path).map_err(|e| missing_or_generic(e, path));
             sync(&open(&path)?, &path)?;
-            for directory in directories_up_to(&root, &path) {
+            for directory in directories_up_to(&root.path, &path) {
                 sync(&open(directory)?, directory)?;
             }
             Ok(())
@@ -78,16 +76,16 @@ impl LocalFiles {
 
     /// Removes staging files below `prefix` that nobody has written to for `older_than`.
     pub(super) async fn sweep(&self, prefix: &Path, older_than: Duration) -> Result<usize> {
-        let mut directory = self.root.as_ref().clone();
+        let mut directory = self.root.path.clone();
         directory.extend(prefix.parts().map(|part| part.as_ref().to_owned()));
         let root = Arc::clone(&self.root);
         blocking(move || {
-            check_root(&root)?;
+            root.check()?;
             let Some(before) = SystemTime::now().checked_sub(older_than) else {
                 return Ok(0);
             };
             let mut removed = 0;
-            sweep_directory(&root, &directory, before, &mut removed)
+            sweep_directory(&root.path, &directory, before, &mut removed)
                 .map_err(|error| generic(error, &directory))?;
             Ok(removed)
         })
@@ -107,7 +105,7 @@ impl LocalFiles {
 
     async fn require_root(&self) -> Result<()> {
         let root = Arc::clone(&self.root);
-        blocking(move || check_root(&root)).await
+        blocking(move || root.check()).await
     }
 
     /// Makes the directories above an object durable, unless they are known to be.
@@ -118,6 +116,8 @@ impl LocalFiles {
         let path = self.files.path_to_filesystem(location)?;
         let (root, known) = (Arc::clone(&self.root), Arc::clone(&self.durable));
         blocking(move || {
+            // What was written may lie in a directory that took the place of the repository's.
+            root.check()?;
             let Some(parent) = path.parent() else {
                 return Ok(());
             };
@@ -125,10 +125,10 @@ impl LocalFiles {
             let is_known = |known: &Mutex<HashMap<PathBuf, (u64, u64)>>| {
                 lock(known).get(parent) == Some(&identity)
             };
-            if parent == root.as_path() || is_known(&known) {
+            if parent == root.path || is_known(&known) {
                 return Ok(());
             }
-            for directory in directories_up_to(&root, parent) {
+            for directory in directories_up_to(&root.path, parent) {
                 let opened = File::open(directory).map_err(|error| generic(error, directory))?;
                 sync(&opened, directory)?;
             }
@@ -174,14 +174,43 @@ pub(super) fn is_staging_name(name: &str) -> bool {
         .is_some_and(|(_, digits)| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn check_root(root: &FsPath) -> Result<()> {
+/// The directory that holds everything, as it was when it was opened.
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    /// Device and inode. When its disk is unmounted another directory lies at its path.
+    identity: (u64, u64),
+}
+
+impl Root {
+    fn open(path: &FsPath) -> Result<Self> {
+        let identity = identity_of_root(path)?;
+        // As LocalFileSystem does, so that both name the same files.
+        let path = path.canonicalize().map_err(|error| generic(error, path))?;
+        Ok(Self { path, identity })
+    }
+
+    /// Whether it is there, and is still the same.
+    fn check(&self) -> Result<()> {
+        match identity_of_root(&self.path)? {
+            identity if identity == self.identity => Ok(()),
+            _ => Err(missing_root(&self.path)),
+        }
+    }
+}
+
+fn identity_of_root(root: &FsPath) -> Result<(u64, u64)> {
     match root.metadata() {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(metadata) if metadata.is_dir() => Ok((metadata.dev(), metadata.ino())),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(generic(error, root)),
-        _ => Err(Error::Generic {
-            store: STORE,
-            source: Box::new(RootMissing(root.display().to_string())),
-        }),
+        _ => Err(missing_root(root)),
+    }
+}
+
+fn missing_root(root: &FsPath) -> Error {
+    Error::Generic {
+        store: STORE,
+        source: Box::new(RootMissing(root.display().to_string())),
     }
 }
 
@@ -299,7 +328,7 @@ fn holds_an_object(directory: &FsPath) -> io::Result<bool> {
 
 impl std::fmt::Display for LocalFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "files below {}", self.root.display())
+        write!(f, "files below {}", self.root.path.display())
     }
 }
 
@@ -379,10 +408,10 @@ impl ObjectStore for LocalFiles {
         let mut listing = self.files.list_with_delimiter(prefix).await?;
         let root = Arc::clone(&self.root);
         blocking(move || {
-            check_root(&root)?;
+            root.check()?;
             let mut kept = Vec::with_capacity(listing.common_prefixes.len());
             for location in listing.common_prefixes {
-                let mut directory = root.as_ref().clone();
+                let mut directory = root.path.clone();
                 directory.extend(location.parts().map(|part| part.as_ref().to_owned()));
                 if holds_an_object(&directory).map_err(|error| generic(error, &directory))? {
                     kept.push(location);

@@ -137,7 +137,7 @@ impl MultipartStore for LocalFiles {
             durable::rename_without_sync(&staging, &target)
                 .map_err(|error| generic(error, &target))?;
             // Not durable::publish: a failed fsync must be told from a failed rename.
-            let directory = target.parent().unwrap_or(&root);
+            let directory = target.parent().unwrap_or(&root.path);
             let opened = File::open(directory).map_err(|error| generic(error, directory))?;
             sync(&opened, directory)
         })
@@ -155,7 +155,7 @@ impl MultipartStore for LocalFiles {
         let root = Arc::clone(&self.root);
         blocking(move || {
             std::fs::remove_file(&staging).map_err(|error| missing_or_generic(error, &staging))?;
-            remove_empty_directories(&root, &staging);
+            remove_empty_directories(&root.path, &staging);
             Ok(())
         })
         .await

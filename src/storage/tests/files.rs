@@ -149,6 +149,32 @@ async fn a_missing_root_is_an_error_and_never_an_empty_repository() {
     std::fs::remove_dir_all(elsewhere).unwrap();
 }
 
+#[tokio::test]
+async fn another_directory_in_the_place_of_the_root_takes_nothing_and_holds_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("disk");
+    std::fs::create_dir(&root).unwrap();
+    let store = Store::open(&settings(&format!("file://{}", root.display()))).unwrap();
+    store.put("a/one", Bytes::from_static(b"1")).await.unwrap();
+    // The disk is unmounted while the store is open: its mount point is there, and empty.
+    let elsewhere = directory.path().join("elsewhere");
+    crate::durable::publish(&root, &elsewhere).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    let body = Bytes::from_static(b"2");
+    assert!(store.put("a/two", body.clone()).await.is_err());
+    assert!(store.put_new("a/three", body.clone()).await.is_err());
+    assert!(store.list("a", None).await.is_err());
+    assert!(store.list_directory("a").await.is_err());
+    assert!(store.head("a/one").await.is_err());
+    let mut upload = store.upload("a/four", 8 << 20, 1).await.unwrap();
+    let written = upload.write(body).await;
+    assert!(written.is_err() || upload.finish().await.is_err());
+    std::fs::remove_dir_all(&root).unwrap();
+    crate::durable::publish(&elsewhere, &root).unwrap();
+    store.put("a/two", Bytes::from_static(b"2")).await.unwrap();
+    assert_eq!(store.list("a", None).await.unwrap().len(), 2);
+}
+
 #[test]
 fn create_root_makes_all_directories_and_leaves_existing_ones_alone() {
     let directory = tempfile::tempdir().unwrap();

@@ -230,25 +230,17 @@ impl Engine {
                 None => break,
             }
         }
+        let unusable = self.unusable.iter().map(|(_, error)| error.again());
         let failures = failures.into_iter().map(|(_, error)| error);
-        let mut failures: Vec<Error> = failures.collect();
-        let unusable = self.unusable.iter().map(|(_, error)| error);
+        let mut failures = failures.chain(unusable);
         if pushed.held_by.len() >= needed {
-            for error in failures.iter().chain(unusable) {
-                tracing::warn!("{}", error.one_line());
-            }
+            failures.for_each(|error| tracing::warn!("{}", error.one_line()));
             return Ok(pushed);
         }
-        // Each is said, and one decides.
-        for error in failures.iter().skip(1).chain(unusable) {
-            tracing::error!("{}", error.one_line());
-        }
-        Err(failures.drain(..).next().unwrap_or_else(|| {
-            Error::failed(format!(
-                "too few repositories can be opened to archive {name}"
-            ))
-            .hint("each is named above, with the reason")
-        }))
+        // Each is said, and the first decides.
+        let first = failures.next();
+        failures.for_each(|error| tracing::error!("{}", error.one_line()));
+        Err(first.unwrap_or_else(|| Error::usage("no repository is configured")))
     }
 
     /// Whether nobody is left but repositories that are behind anyway: working ahead brings
