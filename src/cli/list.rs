@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::output::print_json;
 use super::{Common, become_cluster_owner};
+use crate::config::RepositoryConfig;
 use crate::error::{Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
@@ -129,18 +130,22 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
             repositories: Vec::new(),
         };
         let mut exit = Exit::Done;
-        for repository in Repository::open_all(&config, &args.repository)? {
+        for settings in config.repositories(&args.repository)? {
             let mut systems = Vec::new();
-            let done = list_repository(&repository, cluster, args.scan, &mut systems).await;
-            // The others are listed all the same.
-            let error = done.err().map(|error| {
-                super::report(&error);
-                exit = Exit::Failed;
-                error.one_line()
-            });
+            let done = list_repository(settings, cluster, args.scan, &mut systems).await;
+            let error = match done {
+                Err(error) if error.exit() == Exit::Usage => return Err(error),
+                // The others are listed all the same.
+                Err(error) => {
+                    super::report(&error);
+                    exit = Exit::Failed;
+                    Some(error.one_line())
+                }
+                Ok(()) => None,
+            };
             listed.repositories.push(ListedRepository {
-                name: repository.name().to_owned(),
-                url: repository.store().url().to_owned(),
+                name: settings.name.clone(),
+                url: settings.url.clone(),
                 systems,
                 error,
             });
@@ -156,13 +161,14 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
 
 /// Adds what could be listed to `systems`, also where the rest fails.
 async fn list_repository(
-    repository: &Repository,
+    settings: &RepositoryConfig,
     cluster: &str,
     scan: bool,
     systems: &mut Vec<ListedSystem>,
 ) -> Result<()> {
+    let repository = Repository::open(settings)?;
     repository.record().await?;
-    let drills = last_drills(repository, cluster).await?;
+    let drills = last_drills(&repository, cluster).await?;
     for (system, _) in repository.systems(cluster).await? {
         systems.push(list_system(&system, &drills, scan).await?);
     }

@@ -4,7 +4,7 @@
 use seawall::digest::StoredDigest;
 use seawall_tests::postgres::Stop;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{ConfigFile, Moment, Repository, Site, segment, stored};
+use seawall_tests::{ConfigFile, Moment, Repository, Site, segment, stored, wait_until};
 use serde_json::Value;
 
 fn listed(site: &Site) -> Value {
@@ -314,13 +314,21 @@ fn a_history_that_cannot_be_used_hides_nothing_and_stops_only_who_goes_there() {
         restored.start();
         restored.wait_until_recovered(PATIENCE);
         assert_eq!(restored.sql("SELECT count(*) FROM t"), "0");
+        // It stops where the warning says, and goes on once that is settled.
+        let _ = restored.try_sql("SELECT pg_promote(true, 5)");
+        wait_until("PostgreSQL stops", PATIENCE, || !restored.is_running());
+        let log = restored.log();
+        let stopped = "could not restore file \"00000002.history\" from archive";
+        assert!(log.contains(stopped), "{log}");
+        match code {
+            4 => drop(site.near.remove(&other)),
+            _ => drop(site.near.replace(&key, &whole)),
+        }
+        restored.start();
+        restored.wait_until_recovered(PATIENCE);
+        restored.promote();
+        assert_eq!(restored.sql("SELECT count(*) FROM t"), "0");
         restored.stop(Stop::Immediate);
-        if code == 1 {
-            site.near.replace(&key, &whole);
-        }
-        if code == 4 {
-            site.near.remove(&other);
-        }
     }
 
     // On its way to a later timeline PostgreSQL asks for the history in between, too.
