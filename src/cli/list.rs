@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::output::print_json;
 use super::{Common, become_cluster_owner};
+use crate::config::RepositoryConfig;
 use crate::error::{Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
@@ -48,6 +49,9 @@ struct ListedRepository {
     name: String,
     url: String,
     systems: Vec<ListedSystem>,
+    /// Why there may be more than is listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -61,7 +65,7 @@ struct ListedSystem {
     backups: Vec<ListedBackup>,
     unfinished_backups: Vec<BackupId>,
     restore_points: Vec<RestorePoint>,
-    /// Backups and restore points whose records cannot be used.
+    /// Backups, restore points and timelines whose records cannot be used.
     unreadable: Vec<Unreadable>,
     /// What --scan has read.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +116,7 @@ struct LastDrill {
     passed: bool,
 }
 
-/// Lists what the repositories hold.
+/// Lists what the repositories hold: exit code 1 if one of them could not be listed.
 pub fn run(args: &ListArgs) -> Result<Exit> {
     let config = args.common.load()?;
     let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
@@ -125,17 +129,25 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
             format: 1,
             repositories: Vec::new(),
         };
-        for repository in Repository::open_all(&config, &args.repository)? {
-            repository.record().await?;
-            let drills = last_drills(&repository, cluster).await?;
+        let mut exit = Exit::Done;
+        for settings in config.repositories(&args.repository)? {
             let mut systems = Vec::new();
-            for (system, _) in repository.systems(cluster).await? {
-                systems.push(list_system(&system, &drills, args.scan).await?);
-            }
+            let done = list_repository(settings, cluster, args.scan, &mut systems).await;
+            let error = match done {
+                Err(error) if error.exit() == Exit::Usage => return Err(error),
+                // The others are listed all the same.
+                Err(error) => {
+                    super::report(&error);
+                    exit = Exit::Failed;
+                    Some(error.one_line())
+                }
+                Ok(()) => None,
+            };
             listed.repositories.push(ListedRepository {
-                name: repository.name().to_owned(),
-                url: repository.store().url().to_owned(),
+                name: settings.name.clone(),
+                url: settings.url.clone(),
                 systems,
+                error,
             });
         }
         if args.json {
@@ -143,8 +155,24 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
         } else {
             listed.repositories.iter().for_each(text::print_repository);
         }
-        Ok(Exit::Done)
+        Ok(exit)
     }))
+}
+
+/// Adds what could be listed to `systems`, also where the rest fails.
+async fn list_repository(
+    settings: &RepositoryConfig,
+    cluster: &str,
+    scan: bool,
+    systems: &mut Vec<ListedSystem>,
+) -> Result<()> {
+    let repository = Repository::open(settings)?;
+    repository.record().await?;
+    let drills = last_drills(&repository, cluster).await?;
+    for (system, _) in repository.systems(cluster).await? {
+        systems.push(list_system(&system, &drills, scan).await?);
+    }
+    Ok(())
 }
 
 async fn list_system(

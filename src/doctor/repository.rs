@@ -63,7 +63,7 @@ fn subject(repository: &Repository) -> String {
     format!("repository {}", repository.name())
 }
 
-/// The WAL, and the backups if the histories that order them can be told.
+/// The WAL, and the backups if they can be listed.
 async fn contents(
     system: &System,
     survey: &Survey,
@@ -85,27 +85,17 @@ async fn contents(
     };
     let illnesses = health::examine(survey, &backups);
     archived_wal(&illnesses, subject, findings);
-    for object in catalogue.iter().flat_map(|catalogue| &catalogue.unreadable) {
+    let unreadable = catalogue.iter().flat_map(|catalogue| &catalogue.unreadable);
+    // What is wrong with the histories was told above.
+    for object in unreadable.filter(|object| object.timeline.is_none()) {
         findings.problem(
             subject,
             object.why.clone(),
             object.hint.clone().unwrap_or_default(),
         );
     }
-    match catalogue {
-        Ok(catalogue) => backups_of(&catalogue, survey, subject, findings),
-        // What is wrong with the histories was told above, with what to do.
-        Err(_) if histories_are_ill(&illnesses) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn histories_are_ill(illnesses: &[Illness]) -> bool {
-    illnesses.iter().any(|illness| match illness {
-        Illness::Conflict(name) => name.segment().is_none(),
-        Illness::BadHistory(..) => true,
-        Illness::Missing { .. } | Illness::NoHistory(..) => false,
-    })
+    backups_of(&catalogue?, survey, subject, findings);
+    Ok(())
 }
 
 fn archived_wal(illnesses: &[Illness], subject: &str, findings: &mut Findings) {
@@ -240,12 +230,7 @@ pub(super) async fn compare_contents(
     Ok(())
 }
 
-fn backups_of(
-    catalogue: &Catalogue,
-    survey: &Survey,
-    subject: &str,
-    findings: &mut Findings,
-) -> Result<()> {
+fn backups_of(catalogue: &Catalogue, survey: &Survey, subject: &str, findings: &mut Findings) {
     let Some(newest) = catalogue
         .backups
         .iter()
@@ -256,7 +241,7 @@ fn backups_of(
             "there is no finished backup",
             "take one: seawall backup",
         );
-        return Ok(());
+        return;
     };
     let days = Timestamp::now().duration_since(newest.stop_time).as_hours() / 24;
     if days > OLD_BACKUP_DAYS {
@@ -274,7 +259,10 @@ fn backups_of(
     if catalogue.reach(newest, &survey.archived).is_none() {
         findings.problem(
             subject,
-            format!("the WAL of the newest backup, {}, is missing", newest.id),
+            format!(
+                "the WAL of the newest backup, {}, is missing or in conflict",
+                newest.id
+            ),
             "take another: this one cannot be restored",
         );
     }
@@ -289,7 +277,6 @@ fn backups_of(
             "the server's disk or memory damages data: compare with an older backup before it expires",
         );
     }
-    Ok(())
 }
 
 async fn drills(

@@ -12,9 +12,9 @@ use super::line::{self, Archived, Line};
 use super::marker::Marker;
 use super::points::RestorePoint;
 use super::system::SystemRecord;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::postgres::history::TimelineHistory;
-use crate::postgres::{Lsn, TimelineId};
+use crate::postgres::{Lsn, TimelineId, WalFileName};
 
 pub use super::plan::{Plan, Request};
 
@@ -25,38 +25,56 @@ pub struct Catalogue {
     pub record: SystemRecord,
     /// Finished backups, oldest first by (start) name.
     pub backups: Vec<Marker>,
-    /// The history of every timeline that has one, and of timeline 1.
+    /// The history of every timeline that has one which can be read, and of timeline 1.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Recorded restore points, by position.
     pub points: Vec<RestorePoint>,
-    /// Markers and records of restore points that are there and cannot be used. The rest is
-    /// usable without them.
+    /// Markers, records of restore points and histories that are there and cannot be used. The
+    /// rest is usable without them.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// An object that is there and damaged, or newer than this version knows.
+/// An object that is there and damaged, or newer than this version knows, or of which there
+/// are two with different contents.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Unreadable {
-    /// Its key.
+    /// Its key; of a history the key without the digest.
     pub key: String,
     /// The backup, if it is the marker of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupId>,
+    /// The timeline, if it is the history of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
     /// What is wrong with it.
     pub why: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What it means for one who cannot do without it.
+    #[serde(skip)]
+    exit: Exit,
 }
 
 impl Unreadable {
-    fn new(key: String, backup: Option<BackupId>, error: &Error) -> Self {
+    fn new(key: String, error: &Error) -> Self {
         tracing::warn!("{}", error.one_line());
         Self {
             key,
-            backup,
+            backup: None,
+            timeline: None,
             why: error.what().to_owned(),
             hint: error.advice().map(str::to_owned),
+            exit: error.exit(),
+        }
+    }
+
+    /// The error for one who cannot do without it.
+    pub(super) fn error(&self) -> Error {
+        let error = Error::new(self.exit, &self.why);
+        match &self.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
     }
 }
@@ -73,8 +91,8 @@ pub struct Reach {
 }
 
 impl Catalogue {
-    /// Reads markers, histories and points. Those markers and points that cannot be used are
-    /// logged, and listed as [`unreadable`](Self::unreadable).
+    /// Reads markers, histories and points. Those that cannot be used are logged, and listed as
+    /// [`unreadable`](Self::unreadable).
     pub async fn load(system: &System) -> Result<Self> {
         let record = system.known_record().await?;
         let ids = system.backup_ids().await?;
@@ -92,20 +110,32 @@ impl Catalogue {
             match marker {
                 Some(Ok(marker)) => backups.push(marker),
                 Some(Err(error)) => {
-                    let key = system.keys().marker(&id);
-                    unreadable.push(Unreadable::new(key, Some(id), &error));
+                    let object = Unreadable::new(system.keys().marker(&id), &error);
+                    let backup = Some(id);
+                    unreadable.push(Unreadable { backup, ..object });
                 }
                 None => {}
             }
         }
         let (points, others) = system.points().await?;
         let others = others.into_iter();
-        unreadable.extend(others.map(|(key, error)| Unreadable::new(key, None, &error)));
+        unreadable.extend(others.map(|(key, error)| Unreadable::new(key, &error)));
+        let files = system.history_files().await?;
+        for timeline in files.conflicts {
+            let name = WalFileName::History(timeline);
+            let objects = system.objects_of(name).await?;
+            let digests: Vec<_> = objects.iter().map(|(object, _)| object.digest).collect();
+            let error = system.conflict(name, &digests);
+            unreadable.push(unusable_history(system, timeline, &error));
+        }
+        for (timeline, error) in files.unreadable {
+            unreadable.push(unusable_history(system, timeline, &error));
+        }
         Ok(Self {
             system: system.clone(),
             record,
             backups,
-            histories: system.histories().await?,
+            histories: files.read,
             points,
             unreadable,
         })
@@ -117,23 +147,34 @@ impl Catalogue {
     }
 
     /// The newest timeline: the one with the highest number that has a history, as
-    /// PostgreSQL's `latest` finds it.
+    /// PostgreSQL's `latest` finds it; also where that history cannot be used.
     pub fn newest_timeline(&self) -> TimelineId {
-        self.histories
-            .keys()
-            .next_back()
-            .copied()
-            .unwrap_or(TimelineId::FIRST)
+        let unusable = self.unusable_histories().map(|(timeline, _)| timeline);
+        let known = self.histories.keys().copied().chain(unusable);
+        known.max().unwrap_or(TimelineId::FIRST)
     }
 
     /// The history of `timeline`.
+    ///
+    /// # Errors
+    /// Exit code 5 where there is none, 4 where there are several with different contents, 1
+    /// where it is damaged.
     pub fn history(&self, timeline: TimelineId) -> Result<&TimelineHistory> {
+        if let Some((_, object)) = self.unusable_histories().find(|(t, _)| *t == timeline) {
+            return Err(object.error().at(self.system.place()));
+        }
         self.histories.get(&timeline).ok_or_else(|| {
             let known: Vec<_> = self.histories.keys().map(TimelineId::to_string).collect();
             Error::unreachable(format!("timeline {timeline} is not in the archive"))
                 .at(self.system.place())
                 .hint(format!("known timelines: {}", known.join(", ")))
         })
+    }
+
+    /// The histories that are there and cannot be used.
+    pub(super) fn unusable_histories(&self) -> impl Iterator<Item = (TimelineId, &Unreadable)> {
+        let unreadable = self.unreadable.iter();
+        unreadable.filter_map(|object| Some((object.timeline?, object)))
     }
 
     /// What is archived of the timelines that `history` passes, from segment `start` on.
@@ -189,4 +230,20 @@ impl Catalogue {
         };
         (end >= backup.stop_lsn).then_some((reach, line))
     }
+}
+
+fn unusable_history(system: &System, timeline: TimelineId, error: &Error) -> Unreadable {
+    let directory = system.keys().wal();
+    let key = format!("{directory}/{}", WalFileName::History(timeline));
+    let mut object = Unreadable::new(key, error);
+    object.timeline = Some(timeline);
+    if object.hint.is_none() {
+        // An error of reading names the object and the cause, and not what to do.
+        object.why = error.one_line();
+        object.hint = Some(
+            "move the object away and archive the file again from a server that still has it in pg_wal"
+                .to_owned(),
+        );
+    }
+    object
 }

@@ -34,15 +34,21 @@ impl Repository {
         Ok(self.store().put(&key, to_json(report)?).await?)
     }
 
-    /// All drills of a cluster, oldest first.
+    /// All drills of a cluster, oldest first. A record that is damaged, or newer than this
+    /// version knows, is logged and left out.
     pub async fn drills(&self, cluster: &str) -> Result<Vec<DrillSummary>> {
         let objects = self.store().list(&keys::drills(cluster), None).await?;
-        let mut drills: Vec<DrillSummary> = futures::stream::iter(objects)
-            .map(|info| async move { self.read_json::<DrillSummary>(&info.key).await })
-            .buffered(8)
-            .try_filter_map(|drill| async move { Ok(drill) })
-            .try_collect()
-            .await?;
+        let mut read = futures::stream::iter(objects)
+            .map(|info| async move { self.try_read_json::<DrillSummary>(&info.key).await })
+            .buffered(8);
+        let mut drills = Vec::new();
+        while let Some(drill) = read.try_next().await? {
+            match drill {
+                Some(Ok(drill)) => drills.push(drill),
+                Some(Err(error)) => tracing::warn!("{}", error.one_line()),
+                None => {}
+            }
+        }
         drills.sort_by_key(|drill| drill.started);
         Ok(drills)
     }

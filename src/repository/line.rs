@@ -17,7 +17,8 @@ pub type Archived = BTreeMap<TimelineId, TimelineWal>;
 pub struct Line {
     /// Timeline, first and last segment number, oldest first.
     pub segments: Vec<(TimelineId, u64, u64)>,
-    /// Number of the last segment, and when it was stored by the store's clock.
+    /// Number of the last segment, and when it was stored by the store's clock; where more WAL
+    /// lies behind it, at that time or before.
     pub end: Option<(u64, Timestamp)>,
     /// Why it goes no further, if not because WAL simply ends.
     pub broken: Option<Break>,
@@ -86,20 +87,22 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
     for (timeline, first, last) in stretches(history, start, size) {
         let held = wal.get(&timeline).unwrap_or(&empty);
         let run = held.run_with(first);
-        let reached = run.map(|run| run.last.min(last.unwrap_or(u64::MAX)));
+        let present = run.map(|run| run.last.min(last.unwrap_or(u64::MAX)));
+        let conflict = present.and_then(|present| held.first_conflict(first, present, size));
+        // No reader takes a segment in conflict, nor gets behind it.
+        let reached = match conflict {
+            Some((_, number)) => (number > first).then(|| number - 1),
+            None => present,
+        };
         if let (Some(run), Some(reached)) = (run, reached) {
             line.segments.push((timeline, first, reached));
             line.end = Some((reached, run.last_stored));
         }
-        let end = reached.map_or(first, |reached| reached + 1);
-        let conflict = held.conflicts.iter().find_map(|segment| {
-            let number = segment.number(size).ok()?;
-            (first..end).contains(&number).then_some((*segment, number))
-        });
         if let Some((segment, number)) = conflict {
             line.broken = Some(Break::Conflict { segment, number });
             return line;
         }
+        let end = reached.map_or(first, |reached| reached + 1);
         if last.is_some_and(|last| end > last) {
             continue;
         }
@@ -114,10 +117,15 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
                     .take_while(|span| span.timeline != timeline)
                     .last();
                 if let (true, Some(parent)) = (nothing_here, parent.map(|span| span.timeline))
-                    && let Some(run) = wal.get(&parent).and_then(|held| held.run_with(end))
+                    && let Some(held) = wal.get(&parent)
+                    && let Some(run) = held.run_with(end)
                 {
-                    line.segments.push((parent, end, end));
-                    line.end = Some((end, run.last_stored));
+                    if let Some((segment, number)) = held.first_conflict(end, end, size) {
+                        line.broken = Some(Break::Conflict { segment, number });
+                    } else {
+                        line.segments.push((parent, end, end));
+                        line.end = Some((end, run.last_stored));
+                    }
                 }
             }
             // Stored ahead of what is missing: WAL ends here.
@@ -283,11 +291,53 @@ mod tests {
         let one = wal.get_mut(&timeline(1)).unwrap();
         one.conflicts.push(SegmentName::new(timeline(1), 7, SIZE));
         assert_eq!(follow(&third(), 2, SIZE, &wal).broken, None);
+        // Both in one run; the order of what was noted does not matter.
         let one = wal.get_mut(&timeline(1)).unwrap();
+        one.conflicts.push(SegmentName::new(timeline(1), 4, SIZE));
         one.conflicts.push(SegmentName::new(timeline(1), 3, SIZE));
         assert!(matches!(
             follow(&third(), 2, SIZE, &wal).broken,
             Some(Break::Conflict { number: 3, .. })
+        ));
+    }
+
+    #[test]
+    fn the_line_ends_before_a_conflict_as_it_does_before_a_gap() {
+        let conflict = |on: u32, number| {
+            let mut wal = archived(&[(1, &[(1, 7)]), (2, &[(5, 8)]), (3, &[(9, 12)])]);
+            let held = wal.get_mut(&timeline(on)).unwrap();
+            let name = SegmentName::new(timeline(on), number, SIZE);
+            held.conflicts.push(name);
+            follow(&third(), 2, SIZE, &wal)
+        };
+        let segments = |line: &Line| -> Vec<_> {
+            let all = line.segments.iter();
+            all.map(|(t, a, b)| (t.get(), *a, *b)).collect()
+        };
+        for (on, number, passed) in [
+            // At the start of all, at the start of a stretch, within one and at its end.
+            (1, 2, vec![]),
+            (1, 4, vec![(1, 2, 3)]),
+            (2, 5, vec![(1, 2, 4)]),
+            (2, 7, vec![(1, 2, 4), (2, 5, 6)]),
+            (3, 12, vec![(1, 2, 4), (2, 5, 8), (3, 9, 11)]),
+        ] {
+            let line = conflict(on, number);
+            assert_eq!(segments(&line), passed, "{on} {number}");
+            assert_eq!(line.end.map(|end| end.0), passed.last().map(|last| last.2));
+            assert_eq!(line.broken.map(|broken| broken.number()), Some(number));
+        }
+        // The segment of the switch, taken from the parent.
+        let text = format!("1\t{}\tx\n", Lsn(5 * SIZE.bytes() + 40));
+        let second = TimelineHistory::parse(timeline(2), text.as_bytes()).unwrap();
+        let mut wal = archived(&[(1, &[(1, 7)])]);
+        let first = wal.get_mut(&timeline(1)).unwrap();
+        first.conflicts.push(SegmentName::new(timeline(1), 5, SIZE));
+        let line = follow(&second, 2, SIZE, &wal);
+        assert_eq!(line.end.map(|end| end.0), Some(4));
+        assert!(matches!(
+            line.broken,
+            Some(Break::Conflict { number: 5, .. })
         ));
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::postgres::{SegmentName, WalFileName};
+use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::storage::ObjectInfo;
 
 /// Consecutive segments of one timeline, all present.
@@ -65,6 +65,21 @@ impl TimelineWal {
     pub fn ends_ahead_of(&self, number: u64) -> bool {
         self.last()
             .is_some_and(|last| last > number && last - number <= self.stored_ahead)
+    }
+
+    /// The first segment from number `first` to `last` that has more than one content, with its
+    /// number.
+    pub fn first_conflict(
+        &self,
+        first: u64,
+        last: u64,
+        size: SegmentSize,
+    ) -> Option<(SegmentName, u64)> {
+        let conflicts = self.conflicts.iter();
+        conflicts
+            .filter_map(|segment| Some((*segment, segment.number(size).ok()?)))
+            .filter(|(_, number)| (first..=last).contains(number))
+            .min_by_key(|(_, number)| *number)
     }
 
     /// The newest segment.

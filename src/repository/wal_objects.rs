@@ -73,7 +73,7 @@ impl System {
         let found = self.store().list(&directory, Some(&after)).await?;
         Ok(found
             .into_iter()
-            .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .filter_map(|info| Some((self.own_object(&info)?, info)))
             .collect())
     }
 
@@ -104,7 +104,7 @@ impl System {
         };
         Ok(found
             .into_iter()
-            .filter_map(|info| Some((WalObject::of_key(&info.key)?, info)))
+            .filter_map(|info| Some((self.own_object(&info)?, info)))
             .filter(|(object, _)| object.name == name)
             .collect())
     }
@@ -128,7 +128,7 @@ impl System {
         let later = |objects: Vec<ObjectInfo>| {
             objects
                 .iter()
-                .filter_map(|info| match WalObject::of_key(&info.key)?.name {
+                .filter_map(|info| match self.own_object(info)?.name {
                     WalFileName::Segment(other) if other >= segment => Some(other),
                     _ => None,
                 })
@@ -177,24 +177,6 @@ impl System {
     /// The timelines whose `.history` files are here, ascending, by listing alone.
     pub async fn history_timelines(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.history_objects().await?.into_keys().collect())
-    }
-
-    /// Reads every `.history` file. Timeline 1 has none and is always there.
-    ///
-    /// # Errors
-    /// Two different contents for one timeline, and a file that does not parse.
-    pub async fn histories(&self) -> Result<BTreeMap<TimelineId, TimelineHistory>> {
-        let files = self.history_files().await?;
-        if let Some(timeline) = files.conflicts.first() {
-            let name = WalFileName::History(*timeline);
-            let objects = self.objects_of(name).await?;
-            let digests: Vec<_> = objects.iter().map(|(object, _)| object.digest).collect();
-            return Err(self.conflict(name, &digests));
-        }
-        match files.unreadable.into_iter().next() {
-            Some((_, error)) => Err(error),
-            None => Ok(files.read),
-        }
     }
 
     /// Reads every `.history` file, and says which cannot be told or read.
@@ -346,11 +328,16 @@ impl System {
             .buffered(LISTINGS_AT_ONCE);
         while let Some(listing) = listings.try_next().await? {
             for info in listing {
-                let Some(object) = WalObject::of_key(&info.key) else {
+                // What somebody put here under another name or in another directory is not
+                // ours to judge, and readers do not find it.
+                let Some(object) = self.own_object(&info) else {
                     continue;
                 };
                 let here = object.name.segment();
                 let Some(segment) = here.filter(|s| s.timeline == timeline && *s >= first) else {
+                    continue;
+                };
+                let Ok(number) = segment.number(size) else {
                     continue;
                 };
                 let same_name = previous
@@ -359,7 +346,7 @@ impl System {
                 let twice = same_name.is_some_and(|previous| previous.digest != object.digest);
                 wal.note(object.name, twice);
                 if let WalFileName::Segment(_) = object.name {
-                    wal.add(segment.number(size)?, &info);
+                    wal.add(number, &info);
                     // The plain and the encrypted object of one digest are the same thing.
                     if same_name.is_none() || twice {
                         *wal.fingerprints.entry(segment.log).or_default() ^=
@@ -381,13 +368,19 @@ impl System {
         let directory = self.keys().log(SegmentName { timeline, log, low });
         let mut digests: BTreeMap<SegmentName, BTreeSet<PlainDigest>> = BTreeMap::new();
         for info in self.store().list(&directory, None).await? {
-            if let Some(object) = WalObject::of_key(&info.key)
+            if let Some(object) = self.own_object(&info)
                 && let WalFileName::Segment(segment) = object.name
             {
                 digests.entry(segment).or_default().insert(object.digest);
             }
         }
         Ok(digests)
+    }
+
+    /// The WAL object that was listed, if it lies where its name belongs.
+    fn own_object(&self, info: &ObjectInfo) -> Option<WalObject> {
+        let object = WalObject::of_key(&info.key)?;
+        (self.keys().wal_object(object) == info.key).then_some(object)
     }
 
     /// The error about different contents under one name.

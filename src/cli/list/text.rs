@@ -9,7 +9,9 @@ pub(super) fn print_repository(repository: &ListedRepository) {
         "repository {} ({})",
         repository.name, repository.url
     ));
-    if repository.systems.is_empty() {
+    if let Some(error) = &repository.error {
+        print(&format!("  NOT LISTED: {error}"));
+    } else if repository.systems.is_empty() {
         print("  nothing of this cluster");
     }
     for system in &repository.systems {
@@ -103,9 +105,10 @@ fn print_points(points: &[RestorePoint]) {
 
 fn print_unusable(system: &ListedSystem) {
     for object in &system.unreadable {
-        let what = match &object.backup {
-            Some(id) => format!("backup {id}"),
-            None => "a restore point".to_owned(),
+        let what = match (&object.backup, object.timeline) {
+            (Some(id), _) => format!("backup {id}"),
+            (None, Some(timeline)) => format!("the history of timeline {timeline}"),
+            (None, None) => "a restore point".to_owned(),
         };
         print(&format!("UNREADABLE: {what}: {}", object.why));
     }

@@ -77,7 +77,12 @@ impl Planner<'_> {
                 ));
                 return Ok(());
             }
-            Ok(LastEnd::Unknown) => return Ok(()),
+            Ok(LastEnd::Unknown) => {
+                if let Some(broken) = &line.broken {
+                    self.only_recovery_can_tell(broken);
+                }
+                return Ok(());
+            }
             Err(error) => {
                 self.warnings.push(format!(
                     "whether a commit after the target is archived is not known: {}",
@@ -86,6 +91,10 @@ impl Planner<'_> {
                 return Ok(());
             }
         };
+        if let Some(conflict @ Break::Conflict { .. }) = &line.broken {
+            // What lies behind may well lead there, once someone has chosen.
+            return Err(self.broken(conflict));
+        }
         let before = line.broken.as_ref().map_or(String::new(), |broken| {
             format!(" before the gap ({})", describe(broken))
         });
@@ -111,7 +120,6 @@ impl Planner<'_> {
     /// A break behind what the target is known to need: harmless, or a warning where only
     /// recovery itself can tell. `seawall-fetch` stops there in any case.
     fn is_harmless(&mut self, bound: Bound, broken: &Break) -> bool {
-        let what = describe(broken);
         let maybe = match (&self.request.target, bound, broken) {
             (RecoveryTarget::Immediate, ..)
             | (_, Bound::Lsn(_) | Bound::Point(_) | Bound::Transaction { .. }, _) => {
@@ -119,7 +127,8 @@ impl Planner<'_> {
             }
             (.., Break::Gap { .. }) if self.request.end_at_gap => {
                 self.warnings.push(format!(
-                    "{what}; recovery will end there, as --end-at-gap says"
+                    "{}; recovery will end there, as --end-at-gap says",
+                    describe(broken)
                 ));
                 return true;
             }
@@ -129,11 +138,16 @@ impl Planner<'_> {
             _ => false,
         };
         if maybe {
-            self.warnings.push(format!(
-                "{what}; whether the target lies before it, only recovery can tell"
-            ));
+            self.only_recovery_can_tell(broken);
         }
         maybe
+    }
+
+    fn only_recovery_can_tell(&mut self, broken: &Break) {
+        self.warnings.push(format!(
+            "{}; whether the target lies before it, only recovery can tell",
+            describe(broken)
+        ));
     }
 
     fn broken(&self, broken: &Break) -> Error {
@@ -147,7 +161,7 @@ impl Planner<'_> {
                 .hint(format!("{reachable}; to stop at the gap, add --end-at-gap")),
             Break::Conflict { .. } => Error::refused(describe(broken))
                 .at(self.catalogue.system().place())
-                .hint(format!("two servers archived under one name; find out which branch is the right one. Without it, {reachable}")),
+                .hint(format!("two servers archived under one name; see what each wrote with `seawall wal resolve`, and settle it there. Without it, {reachable}")),
         }
     }
 }

@@ -67,8 +67,9 @@ impl Catalogue {
     ///
     /// # Errors
     /// Exit code 5 where no backup or WAL reaches the target; the error names what can be
-    /// reached. Exit code 4 where the line passes a conflict. Exit code 1 where the backup that
-    /// is asked for cannot be used, or none that can leads to the target.
+    /// reached. Exit code 4 where the line passes a conflict before the target, or recovery a
+    /// history with several contents. Exit code 1 where such a history is damaged, where the
+    /// backup that is asked for cannot be used, or none that can leads to the target.
     pub async fn plan(&self, request: &Request) -> Result<Plan> {
         let timeline = match request.timeline {
             Some(timeline) => timeline,
@@ -97,13 +98,19 @@ impl Catalogue {
         }
     }
 
+    /// Whether the history is here, usable or not.
+    fn has_history(&self, timeline: TimelineId) -> bool {
+        let mut unusable = self.unusable_histories();
+        self.histories.contains_key(&timeline) || unusable.any(|(t, _)| t == timeline)
+    }
+
     /// WAL of a timeline whose history is not here: the newest timeline is not known, and
     /// PostgreSQL would be stopped when it asks for that history, after all its replaying.
     async fn refuse_lost_history(&self) -> Result<()> {
         let with_wal = self.system().timelines_with_wal().await?;
         let lost = with_wal
             .iter()
-            .find(|timeline| !self.histories.contains_key(timeline));
+            .find(|timeline| !self.has_history(**timeline));
         match lost {
             None => Ok(()),
             Some(timeline) => Err(Error::unreachable(format!(
@@ -137,6 +144,7 @@ impl<'a> Planner<'a> {
             (None, Some(backup)) => backup,
             (None, None) => self.newest_before(bound)?,
         };
+        self.histories_on_the_way(backup)?;
         let size = self.size();
         let start = backup.start_lsn.segment(size);
         let archived = self.catalogue.archived(self.history, start).await?;
@@ -161,6 +169,25 @@ impl<'a> Planner<'a> {
             wal_end_stored: stored,
             warnings: std::mem::take(&mut self.warnings),
         })
+    }
+
+    /// PostgreSQL asks for the histories of all numbers from the backup's timeline to the
+    /// target's when it starts (PostgreSQL 18, timeline.c, `restoreTimeLineHistoryFiles`), and
+    /// for those that follow when it opens (`findNewestTimeLine`): what cannot be told from a
+    /// conflict or damage stops it there.
+    fn histories_on_the_way(&mut self, backup: &Marker) -> Result<()> {
+        let target = self.history.timeline;
+        for (timeline, object) in self.catalogue.unusable_histories() {
+            if timeline > target {
+                self.warnings.push(format!(
+                    "PostgreSQL will ask for {}.history when it opens, to number its new timeline, and may stop there: {}",
+                    timeline.hex(), object.why
+                ));
+            } else if timeline >= backup.timeline {
+                return Err(object.error().at(self.catalogue.system().place()));
+            }
+        }
+        Ok(())
     }
 
     /// Where the line ends: with its last segment, or within, at the fork to a timeline that

@@ -26,9 +26,7 @@ impl Planner<'_> {
     pub(super) fn not_usable(&self, id: &BackupId) -> Error {
         let mut unreadable = self.catalogue.unreadable.iter();
         match unreadable.find(|object| object.backup.as_ref() == Some(id)) {
-            Some(Unreadable { why, hint, .. }) => Error::failed(why)
-                .at(self.catalogue.system().place())
-                .hint(hint.clone().unwrap_or_default()),
+            Some(object) => object.error().at(self.catalogue.system().place()),
             None => self
                 .unreachable(format!("there is no finished backup {id}"))
                 .hint("`seawall list` shows them"),
