@@ -275,6 +275,12 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         let mut histories = keys.iter().filter(|key| key.contains(".history-"));
         digest_in(histories.next().unwrap()).to_owned()
     };
+    let last = in_conflict.last().unwrap();
+    let of_last = |keys: &BTreeSet<String>| -> String {
+        let key = keys.iter().find(|key| file_in(key) == last).unwrap();
+        digest_in(key).to_owned()
+    };
+    let (last_of_a, last_of_b) = (of_last(&of_a), of_last(&of_b));
     let before = twins.mixed.files();
     let keep_a = ["--keep", &history_of(&of_a), "--branch"];
     let dry = [&keep_a[..], &["--dry-run"]].concat();
@@ -286,6 +292,9 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         &["--keep", "0123456789"][..],
         &["--keep", "xyzxyz"],
         &["--set-aside", "0123"],
+        // One of each branch.
+        &["--branch", "--keep", &last_of_a, "--keep", &last_of_b],
+        &["--keep", &last_of_a, "--keep", &last_of_b],
     ] {
         twins.resolve(&twins.config, wrong).exits_with(2);
     }
@@ -326,10 +335,8 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
 
     // Branch B, by the last of its segments that is in conflict.
     let (stored, config) = twins.another("keep-b");
-    let last = in_conflict.last().unwrap();
-    let chosen = of_b.iter().find(|key| file_in(key) == last).unwrap();
     twins
-        .resolve(&config, &["--keep", &digest_in(chosen)[..12], "--branch"])
+        .resolve(&config, &["--keep", &last_of_b[..12], "--branch"])
         .success();
     assert_eq!(second(&stored), of_b);
     assert_eq!(twins.restored(&config, "b"), "b,common");
@@ -356,6 +363,23 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
     let aside = ["--set-aside", digest_in(alone), "--file", file_in(alone)];
     twins.resolve(&config, &aside).exits_with(3);
     assert_eq!(left_of(&stored, file_in(alone)), 0);
+    // Nothing is known of a right segment that cannot be read: it stays, and what follows.
+    let (stored, config) = twins.another("unread");
+    let unread = of_a.iter().find(|key| file_in(key) == last).unwrap();
+    let faults = format!("get[{}]=403", digest_in(unread));
+    let call = seawall(&config).args(["wal", "resolve"]).args(keep_a);
+    let call = call.with(|run| run.env("SEAWALL_TEST_FAULTS", &faults));
+    let said = call.run().exits_with(3);
+    prints(&said, "UNDECIDED");
+    prints(&said, &format!("CONFLICT LEFT: {last}"));
+    let behind = |key: &&String| file_in(key) >= last.as_str() && !key.contains(".history-");
+    for key in of_a.iter().chain(of_b.iter().filter(behind)) {
+        assert!(stored.path(key).exists(), "{key}");
+    }
+    twins
+        .resolve(&config, &["--branch", "--keep", &last_of_a])
+        .success();
+    assert_eq!(second(&stored), of_a);
     // A damaged content is never kept.
     let (stored, config) = twins.another("damaged");
     let damaged = of_a.iter().find(|key| file_in(key) == segment).unwrap();
@@ -397,15 +421,10 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         for key in &of_a {
             assert!(stored.bytes(key) == twins.of_a.bytes(key), "{key}");
         }
-        // The history may be settled already: any kept content names the branch.
-        let left = twins.resolve(&config, &["--json"]);
+        // The very same call completes it, unless nothing is left to do.
+        let left = twins.resolve(&config, &[]);
         if left.code == 3 {
-            let left = left.json();
-            let conflict = &left["systems"][0]["conflicts"][0];
-            let file = conflict["file"].as_str().unwrap();
-            let chosen = of_a.iter().find(|key| file_in(key) == file).unwrap();
-            let again = ["--branch", "--keep", digest_in(chosen)];
-            twins.resolve(&config, &again).success();
+            twins.resolve(&config, &keep[2..]).success();
         }
         assert_eq!(second(&stored), of_a);
     }
