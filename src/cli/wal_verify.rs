@@ -120,9 +120,9 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
                     bar.add(progress.stored_bytes - seen);
                     seen = progress.stored_bytes;
                     run.at = progress.next;
+                    run.report.systems[at].progress.catch_up(progress);
                     if saved.elapsed() >= SAVE_EVERY {
                         saved = Instant::now();
-                        run.report.systems[at].progress = progress.clone();
                         run.save()?;
                     }
                     Ok(())

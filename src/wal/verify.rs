@@ -170,6 +170,18 @@ impl Progress {
         }
     }
 
+    /// Becomes like `later`, which [`verify`] made from it. Does not copy again what was found
+    /// before: that is told after every segment.
+    pub fn catch_up(&mut self, later: &Self) {
+        let known = self.findings.len();
+        let new = later.findings.get(known..).unwrap_or_default();
+        self.findings.extend_from_slice(new);
+        self.objects = later.objects;
+        self.stored_bytes = later.stored_bytes;
+        self.next = later.next;
+        self.complete = later.complete;
+    }
+
     /// Where a later run goes on that reads again what could not be read: the progress before
     /// the first of it. None where everything was read.
     pub fn before_unread(&self) -> Option<Self> {

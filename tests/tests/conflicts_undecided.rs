@@ -95,6 +95,30 @@ fn a_lone_segment_that_fits_both_branches_is_left_and_named() {
 }
 
 #[test]
+fn a_history_does_not_choose_segments_where_its_rival_names_the_same_switch_point() {
+    let (mut site, _) = idle();
+    let mut standby = site.cluster.standby(&site.scratch, "standby");
+    standby.start();
+    standby.wait_until_caught_up(&site.cluster, PATIENCE);
+    site.cluster.kill();
+    standby.promote();
+    standby.sql("INSERT INTO t VALUES (1)");
+    standby.archive_all(PATIENCE);
+    standby.wait_until_archived("00000002.history", PATIENCE);
+    let history = site.near.one_wal("00000002.history");
+    let mut plain = site.near.plain(&history);
+    plain.extend(b"# of the other server\n");
+    let rival = history.replace(digest_in(&history), &digest(&plain));
+    let segments = site.near.keys_with("/wal/00000002/");
+    let keep = ["--branch", "--keep", digest_in(&history)];
+    site.near.put_back(&rival, &compressed(&site, &plain, "-3"));
+    let said = resolve(&site, &keep).run().exits_with(3);
+    undecided(&said, "names the same switch point");
+    assert!(!is_there(&site.near, &rival) && is_there(&site.near, &history));
+    assert_eq!(site.near.keys_with("/wal/00000002/"), segments);
+}
+
+#[test]
 fn what_lies_behind_a_gap_is_left_and_named() {
     let (site, keys) = idle();
     let rival = store_rival(&site, &keys[2]);
