@@ -135,7 +135,7 @@ pub fn run(args: &ResolveArgs) -> Result<Exit> {
         for (system, size, mut found) in systems {
             match &found.settlement {
                 Some(settlement) if !args.dry_run => {
-                    resolve::carry_out(&system, settlement).await?;
+                    resolve::carry_out(&system, size, settlement).await?;
                     let left = system.conflicts(size).await?;
                     found.left = left.keys().map(ToString::to_string).collect();
                 }

@@ -116,11 +116,11 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
                 }
                 let mut saved = Instant::now();
                 let mut seen = progress.stored_bytes;
-                verify(&system, record.segment_size, scope, progress, |progress| {
+                let done = verify(&system, record.segment_size, scope, progress, |progress| {
                     bar.add(progress.stored_bytes - seen);
                     seen = progress.stored_bytes;
                     run.at = progress.next;
-                    run.report.systems[at].progress = progress.clone();
+                    run.report.systems[at].progress.catch_up(progress);
                     if saved.elapsed() >= SAVE_EVERY {
                         saved = Instant::now();
                         run.save()?;
@@ -128,6 +128,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
                     Ok(())
                 })
                 .await?;
+                run.report.systems[at].progress = done;
             }
         }
         bar.clear();
@@ -170,8 +171,20 @@ impl Run<'_> {
             .systems
             .iter()
             .all(|s| s.progress.findings.is_empty());
-        match self.file.map(|file| (file, std::fs::remove_file(file))) {
-            Some((file, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
+        let Some(file) = self.file else {
+            return Ok(report);
+        };
+        if let Some(again) = report.before_unread() {
+            self.report = again;
+            self.save()?;
+            say(&format!(
+                "to read again what could not be read, run the same command again: {} holds the progress before it",
+                file.display()
+            ));
+            return Ok(report);
+        }
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).on("remove", file)
             }
             _ => Ok(report),
@@ -208,6 +221,30 @@ impl Report {
                 .at(file.display())
                 .because(error)
                 .hint("give another file; it is made where it is not there")
+        })
+    }
+
+    /// The report with which a later run reads again what could not be read. None where
+    /// everything was read.
+    fn before_unread(&self) -> Option<Self> {
+        let mut any = false;
+        let systems = self.systems.iter().map(|verified| {
+            let again = verified.progress.before_unread();
+            any |= again.is_some();
+            Verified {
+                repository: verified.repository.clone(),
+                system_id: verified.system_id,
+                progress: again.unwrap_or_else(|| verified.progress.clone()),
+            }
+        });
+        let systems = systems.collect();
+        any.then(|| Self {
+            format: self.format,
+            cluster: self.cluster.clone(),
+            timeline: self.timeline,
+            from: self.from,
+            passed: false,
+            systems,
         })
     }
 

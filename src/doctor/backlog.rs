@@ -23,6 +23,11 @@ const WAITING: Duration = Duration::from_secs(600);
 /// to act now.
 const TIME_TO_ACT: Duration = Duration::from_secs(3600);
 
+/// Archiving falls behind where more than [`WAITING_FILES`] wait, or one waits for longer than
+/// this. With less the rates alone say nothing: PostgreSQL removes what was archived from its
+/// status directory, and a moment is not the rule.
+const BEHIND: Duration = Duration::from_secs(60);
+
 /// How long the server is watched, to see how fast it writes.
 const GLANCE: Duration = Duration::from_secs(1);
 
@@ -77,7 +82,8 @@ fn judge(backlog: &Backlog, rpo: Option<HumanDuration>, findings: &mut Findings)
         return findings.ok(SUBJECT, waits);
     }
     let waits = format!("{waits}, the oldest for {}", HumanDuration(oldest));
-    if let Some(left) = left.filter(|left| *left < TIME_TO_ACT) {
+    let behind = backlog.files > WAITING_FILES || oldest > BEHIND;
+    if let Some(left) = left.filter(|left| behind && *left < TIME_TO_ACT) {
         return findings.problem(
             SUBJECT,
             format!("{waits}; {rates}: it is full in {}, and PostgreSQL stops then", HumanDuration(left)),
@@ -138,7 +144,14 @@ mod tests {
         assert_eq!(level(2, 601.0, mib, None), Level::Warning);
         // Ten hours are left at 1 MiB/s, less than one at 11.
         assert_eq!(level(9, 601.0, 9.9 * mib, None), Level::Warning);
-        assert_eq!(level(2, 5.0, 11.0 * mib, None), Level::Problem);
+        assert_eq!(level(9, 5.0, 11.0 * mib, None), Level::Problem);
+        assert_eq!(level(2, 61.0, 11.0 * mib, None), Level::Problem);
+    }
+
+    #[test]
+    fn a_busy_server_whose_archiving_keeps_up_has_no_problem_however_fast_it_writes() {
+        let busy = f64::from(1 << 30);
+        assert_eq!(found(backlog(8, 60.0, busy), None).0, Level::Ok);
     }
 
     #[test]

@@ -56,16 +56,34 @@ pub async fn read(
     object: WalObject,
     size: SegmentSize,
 ) -> Result<Content, Trouble> {
-    let reader = open(system, object).await?;
+    let reader = open(system, &system.keys().wal_object(object), object).await?;
     let system_id = system.id();
     tokio::task::spawn_blocking(move || check(reader, object, system_id, size))
         .await
         .map_err(|error| Trouble::Unread(Error::failed("reading died").because(error)))?
 }
 
+/// Whether the object under `key`, which need not be where `object` would be, holds the content
+/// that its digest names.
+pub async fn is_content(system: &System, key: &str, object: WalObject) -> Result<(), Trouble> {
+    let reader = open(system, key, object).await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut plain = Hashing {
+            inner: codec::stream_decoder(reader).map_err(trouble)?,
+            hasher: PlainHasher::default(),
+            bytes: 0,
+        };
+        std::io::copy(&mut plain, &mut std::io::sink()).map_err(trouble)?;
+        has_digest(plain.hasher, object)
+    });
+    read.await
+        .map_err(|error| Trouble::Unread(Error::failed("reading died").because(error)))?
+}
+
 /// The latest end of a transaction in a stored segment, if its records can be read.
 pub async fn latest_transaction(system: &System, object: WalObject) -> Option<TransactionEnd> {
-    let reader = open(system, object).await.ok()?;
+    let key = system.keys().wal_object(object);
+    let reader = open(system, &key, object).await.ok()?;
     let read = tokio::task::spawn_blocking(move || {
         let plain = codec::stream_decoder(reader).ok()?;
         let mut latest = LatestEnd::default();
@@ -76,14 +94,13 @@ pub async fn latest_transaction(system: &System, object: WalObject) -> Option<Tr
     read.await.ok()?
 }
 
-async fn open(system: &System, object: WalObject) -> Result<ObjectReader, Trouble> {
-    let key = system.keys().wal_object(object);
+async fn open(system: &System, key: &str, object: WalObject) -> Result<ObjectReader, Trouble> {
     let unread = |error: Error| Trouble::Unread(error);
     if object.encrypted {
         let what = "it is encrypted, which this version cannot open";
         return Err(unread(Error::failed(what)));
     }
-    match system.store().get_stream(&key).await {
+    match system.store().get_stream(key).await {
         Ok(Some(stream)) => Ok(ObjectReader::new(stream)),
         Ok(None) => Err(unread(Error::failed("it was listed and is gone"))),
         Err(error) => Err(unread(error.into())),
@@ -130,10 +147,7 @@ fn check(
         Some(Ok(chain)) => Some(chain),
         None => None,
     };
-    let digest = plain.hasher.finish();
-    if digest != object.digest {
-        return Err(damaged(format!("its content has the digest {digest}")));
-    }
+    has_digest(plain.hasher, object)?;
     match (object.name, chain) {
         (WalFileName::Segment(segment) | WalFileName::Partial(segment), Some(chain)) => {
             let chain = chain.map_err(|error| damaged(error.to_string()))?;
@@ -149,6 +163,15 @@ fn check(
         }
         _ => Ok(Content::Text),
     }
+}
+
+fn has_digest(hasher: PlainHasher, object: WalObject) -> Result<(), Trouble> {
+    let digest = hasher.finish();
+    if digest == object.digest {
+        return Ok(());
+    }
+    let why = format!("its content has the digest {digest}");
+    Err(Trouble::Damaged(why))
 }
 
 /// An error while plain bytes were read is the store's, or says that they are damaged.

@@ -3,7 +3,9 @@
 //!
 //! Nothing is ever lost: a loser is copied to `set-aside/`, the copy is read back, and only
 //! then the object under `wal/` is deleted. A crash between any two steps leaves the conflict
-//! as it was, perhaps with a copy, or the settled state; the same call completes it.
+//! as it was, perhaps with a copy, or the settled state; the same call completes it. For that
+//! the rivals of what was chosen are moved last: as long as there is work left, the chosen
+//! content is in conflict and names the branch.
 
 mod branch;
 mod evidence;
@@ -26,6 +28,7 @@ use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
 use crate::storage::Store;
+use crate::wal::object::{self, Trouble};
 
 /// A person's decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +54,10 @@ pub struct Settlement {
     pub set_aside: Vec<Move>,
     /// What could not be told, and why.
     pub undecided: Vec<String>,
+    /// What loses, by the choice that decided it, what was chosen itself first and what is far
+    /// from it last.
     #[serde(skip)]
-    losers: Vec<WalObject>,
+    losers: Vec<Vec<WalObject>>,
 }
 
 /// An object that is moved.
@@ -77,26 +82,38 @@ impl Settlement {
         Ok(())
     }
 
-    async fn set_all_aside(&mut self, system: &System, segment: SegmentName) -> Result<()> {
-        let objects = system.objects_of(WalFileName::Segment(segment)).await?;
-        objects
-            .into_iter()
-            .for_each(|(object, _)| self.set_aside(object));
-        Ok(())
+    fn set_aside(&mut self, object: WalObject) {
+        if self.losers.iter().flatten().any(|loser| *loser == object) {
+            return;
+        }
+        match self.losers.last_mut() {
+            Some(of_choice) => of_choice.push(object),
+            None => self.losers.push(vec![object]),
+        }
     }
 
-    fn set_aside(&mut self, object: WalObject) {
-        if !self.losers.contains(&object) {
-            self.losers.push(object);
+    /// Nothing may lose that was chosen, or that another choice keeps.
+    fn agrees_with(&self, kept: &[WalObject], place: &str) -> Result<()> {
+        for loser in self.losers.iter().flatten() {
+            let chosen = |kept: &WalObject| (kept.name, kept.digest) == (loser.name, loser.digest);
+            if kept.iter().any(chosen)
+                || self.keep.get(&loser.name.to_string()) == Some(&loser.digest)
+            {
+                return Err(Error::usage("these choices contradict each other")
+                    .at(place)
+                    .because(format!("{loser} would be kept by one and set aside by another"))
+                    .hint("choose one content of each file, and of one branch only; nothing was moved"));
+            }
         }
+        Ok(())
     }
 }
 
 /// What the choices mean for a system. Changes nothing.
 ///
 /// # Errors
-/// A digest that none or several of the objects have (nothing was touched); an object that is
-/// to be kept and is damaged (refused).
+/// A digest that several of the objects have; choices that contradict each other; an object that
+/// is to be kept and is damaged (refused). A digest that no object has is no error: `None`.
 pub async fn plan(
     system: &System,
     size: SegmentSize,
@@ -106,11 +123,13 @@ pub async fn plan(
     let mut settlement = Settlement::default();
     let mut archive = branch::Archive::new(system, size);
     let mut found = false;
+    let mut kept = Vec::new();
     for choice in choices {
         let Some(chosen) = chosen(system, conflicts, choice).await? else {
             continue;
         };
         found = true;
+        settlement.losers.push(Vec::new());
         if !choice.keep {
             settlement.set_aside(chosen);
             continue;
@@ -130,19 +149,15 @@ pub async fn plan(
                 "keep the other one, or archive the file again from a server that still has it",
             ));
         }
+        kept.push(chosen);
         settlement.keep_only(system, chosen).await?;
         if choice.branch {
             branch::follow(&mut archive, conflicts, chosen, &mut settlement).await?;
         }
     }
-    settlement.set_aside = settlement
-        .losers
-        .iter()
-        .map(|object| Move {
-            from: system.keys().wal_object(*object),
-            to: system.keys().set_aside(*object),
-        })
-        .collect();
+    settlement.agrees_with(&kept, &system.place())?;
+    let losers = settlement.losers.iter().flatten();
+    settlement.set_aside = losers.map(|object| Move::of(system, *object)).collect();
     Ok(found.then_some(settlement))
 }
 
@@ -249,23 +264,76 @@ async fn chosen(
     }
 }
 
-/// Moves the losers aside, one after the other.
+/// Moves the losers aside, one after the other: of each choice what is far from the chosen
+/// content first and its own rivals last, so that the same call completes what is left.
 ///
 /// After `Ok` all of them lie under `set-aside/`, durable and verified, and none under `wal/`.
-/// On `Err` each of them lies at one of the two places or at both; the same call completes it.
-pub async fn carry_out(system: &System, settlement: &Settlement) -> Result<()> {
-    for step in &settlement.set_aside {
-        move_aside(system.store(), step).await.inspect_err(|_| {
-            tracing::warn!(
-                "{} is not set aside yet; nothing is lost, and the same command completes it",
-                step.from
-            );
-        })?;
+/// On `Err`, the first that there was, each of them lies at one of the two places or at both;
+/// what other choices decided was moved all the same.
+pub async fn carry_out(system: &System, size: SegmentSize, settlement: &Settlement) -> Result<()> {
+    if leaves_a_hole(system, size, settlement).await? {
+        // Otherwise the missing segment would count as never acknowledged, and recovery would
+        // open before it.
+        system.note_acknowledged_without_it().await?;
     }
-    Ok(())
+    let mut first_error = None;
+    for of_choice in &settlement.losers {
+        for object in of_choice.iter().rev() {
+            let moved = move_aside(system, *object).await;
+            if let Err(error) = moved {
+                tracing::warn!(
+                    "{object} is not set aside yet; nothing is lost, and the same command completes it"
+                );
+                first_error = first_error.or(Some(error));
+                break;
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
 }
 
-async fn move_aside(store: &Store, step: &Move) -> Result<()> {
+/// Whether a segment loses its last content while later ones of its timeline stay.
+async fn leaves_a_hole(
+    system: &System,
+    size: SegmentSize,
+    settlement: &Settlement,
+) -> Result<bool> {
+    let loses = |object: &WalObject| settlement.losers.iter().flatten().any(|l| l == object);
+    let stays = async |name: SegmentName| {
+        let objects = system.objects_of(WalFileName::Segment(name)).await?;
+        Ok::<_, Error>(objects.iter().any(|(object, _)| !loses(object)))
+    };
+    for loser in settlement.losers.iter().flatten() {
+        let WalFileName::Segment(mut name) = loser.name else {
+            continue;
+        };
+        if stays(name).await? {
+            continue;
+        }
+        loop {
+            let next = SegmentName::new(name.timeline, name.number(size)? + 1, size);
+            match system.segment_from(next).await? {
+                Some(later) if stays(later).await? => return Ok(true),
+                Some(later) => name = later,
+                None => break,
+            }
+        }
+    }
+    Ok(false)
+}
+
+impl Move {
+    fn of(system: &System, object: WalObject) -> Self {
+        Self {
+            from: system.keys().wal_object(object),
+            to: system.keys().set_aside(object),
+        }
+    }
+}
+
+async fn move_aside(system: &System, object: WalObject) -> Result<()> {
+    let store = system.store();
+    let step = Move::of(system, object);
     let there = stored(store, &step.to).await?;
     let source = stored(store, &step.from).await?;
     match (source, there) {
@@ -277,14 +345,17 @@ async fn move_aside(store: &Store, step: &Move) -> Result<()> {
             );
         }
         (Some(source), Some(there)) if source == there => {}
-        (Some(_), Some(_)) => {
-            return Err(Error::refused(format!(
-                "{} is there already, with other bytes than {}",
-                step.to, step.from
-            ))
-            .at(store.url())
-            .hint("one of the two is damaged: look at both with `zstd -dc OBJECT | b3sum`, and remove the wrong one by hand"));
-        }
+        // Another compression of the same content is as good.
+        (Some(_), Some(_)) => match object::is_content(system, &step.to, object).await {
+            Ok(()) => {}
+            Err(Trouble::Unread(error)) => return Err(error),
+            Err(Trouble::Damaged(why)) => {
+                return Err(Error::refused(format!("{} is there already and is damaged", step.to))
+                    .at(store.url())
+                    .because(why)
+                    .hint("look at it and at the object below wal/ with `zstd -dc OBJECT | b3sum`; where that one is whole, remove the damaged copy by hand and repeat the command"));
+            }
+        },
         (Some(source), None) => {
             copy(store, &step.from, &step.to).await?;
             if stored(store, &step.to).await? != Some(source) {

@@ -42,7 +42,8 @@ pub enum Kind {
     Broken,
     /// There is another content under the same name.
     Conflict,
-    /// Its name is none of a WAL object, or it lies in a wrong place: no reader finds it.
+    /// Its name is none of a WAL object, or of none with this segment size, or it lies in a
+    /// wrong place: no reader finds it.
     Stray,
 }
 
@@ -60,7 +61,7 @@ pub struct Finding {
 /// What was verified, and from where a later run goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Objects that were read.
+    /// Objects that were read; those that a later run reads again count again.
     pub objects: u64,
     /// Their bytes as stored.
     pub stored_bytes: u64,
@@ -162,8 +163,45 @@ impl Progress {
 
     fn find(&mut self, key: &str, kind: Kind, what: &str) {
         let (key, what) = (key.to_owned(), what.to_owned());
-        self.findings.push(Finding { key, kind, what });
+        let finding = Finding { key, kind, what };
+        // What lies beside the segments is met again when a later run goes on.
+        if kind != Kind::Stray || !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
     }
+
+    /// Becomes like `later`, which [`verify`] made from it. Does not copy again what was found
+    /// before: that is told after every segment.
+    pub fn catch_up(&mut self, later: &Self) {
+        let known = self.findings.len();
+        let new = later.findings.get(known..).unwrap_or_default();
+        self.findings.extend_from_slice(new);
+        self.objects = later.objects;
+        self.stored_bytes = later.stored_bytes;
+        self.next = later.next;
+        self.complete = later.complete;
+    }
+
+    /// Where a later run goes on that reads again what could not be read: the progress before
+    /// the first of it. None where everything was read.
+    pub fn before_unread(&self) -> Option<Self> {
+        let unread = self.findings.iter().filter(|f| f.kind == Kind::Unread);
+        let segments = unread.map(|f| segment_of(&f.key));
+        // A `.history` file has no segment and comes first.
+        let first = segments.min()?;
+        let mut earlier = self.clone();
+        earlier.complete = false;
+        earlier.next = first;
+        match first {
+            Some(_) => earlier.findings.retain(|f| segment_of(&f.key) < first),
+            None => earlier = Self::default(),
+        }
+        Some(earlier)
+    }
+}
+
+fn segment_of(key: &str) -> Option<SegmentName> {
+    WalObject::of_key(key)?.name.segment()
 }
 
 /// An object that was read.
@@ -183,7 +221,12 @@ fn checked<'a>(
 ) -> futures::stream::BoxStream<'a, Result<Checked>> {
     let read = move |info: ObjectInfo| async move {
         let named = WalObject::of_key(&info.key);
-        let object = named.filter(|object| system.keys().wal_object(*object) == info.key);
+        let possible = |object: &WalObject| {
+            let segment = object.name.segment();
+            segment.is_none_or(|segment| segment.number(size).is_ok())
+        };
+        let object = named
+            .filter(|object| possible(object) && system.keys().wal_object(*object) == info.key);
         let content = match object {
             Some(object) => Some(object::read(system, object, size).await),
             None => None,

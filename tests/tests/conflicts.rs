@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 use seawall_tests::scratch::give_to_owner;
 use seawall_tests::site::PATIENCE;
@@ -275,6 +274,12 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         let mut histories = keys.iter().filter(|key| key.contains(".history-"));
         digest_in(histories.next().unwrap()).to_owned()
     };
+    let last = in_conflict.last().unwrap();
+    let of_last = |keys: &BTreeSet<String>| -> String {
+        let key = keys.iter().find(|key| file_in(key) == last).unwrap();
+        digest_in(key).to_owned()
+    };
+    let (last_of_a, last_of_b) = (of_last(&of_a), of_last(&of_b));
     let before = twins.mixed.files();
     let keep_a = ["--keep", &history_of(&of_a), "--branch"];
     let dry = [&keep_a[..], &["--dry-run"]].concat();
@@ -286,6 +291,9 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
         &["--keep", "0123456789"][..],
         &["--keep", "xyzxyz"],
         &["--set-aside", "0123"],
+        // One of each branch.
+        &["--branch", "--keep", &last_of_a, "--keep", &last_of_b],
+        &["--keep", &last_of_a, "--keep", &last_of_b],
     ] {
         twins.resolve(&twins.config, wrong).exits_with(2);
     }
@@ -326,10 +334,8 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
 
     // Branch B, by the last of its segments that is in conflict.
     let (stored, config) = twins.another("keep-b");
-    let last = in_conflict.last().unwrap();
-    let chosen = of_b.iter().find(|key| file_in(key) == last).unwrap();
     twins
-        .resolve(&config, &["--keep", &digest_in(chosen)[..12], "--branch"])
+        .resolve(&config, &["--keep", &last_of_b[..12], "--branch"])
         .success();
     assert_eq!(second(&stored), of_b);
     assert_eq!(twins.restored(&config, "b"), "b,common");
@@ -356,6 +362,23 @@ fn a_conflict_is_shown_everywhere_settled_along_either_branch_and_a_restore_foll
     let aside = ["--set-aside", digest_in(alone), "--file", file_in(alone)];
     twins.resolve(&config, &aside).exits_with(3);
     assert_eq!(left_of(&stored, file_in(alone)), 0);
+    // Nothing is known of a right segment that cannot be read: it stays, and what follows.
+    let (stored, config) = twins.another("unread");
+    let unread = of_a.iter().find(|key| file_in(key) == last).unwrap();
+    let faults = format!("get[{}]=403", digest_in(unread));
+    let call = seawall(&config).args(["wal", "resolve"]).args(keep_a);
+    let call = call.with(|run| run.env("SEAWALL_TEST_FAULTS", &faults));
+    let said = call.run().exits_with(3);
+    prints(&said, "UNDECIDED");
+    prints(&said, &format!("CONFLICT LEFT: {last}"));
+    let behind = |key: &&String| file_in(key) >= last.as_str() && !key.contains(".history-");
+    for key in of_a.iter().chain(of_b.iter().filter(behind)) {
+        assert!(stored.path(key).exists(), "{key}");
+    }
+    twins
+        .resolve(&config, &["--branch", "--keep", &last_of_a])
+        .success();
+    assert_eq!(second(&stored), of_a);
     // A damaged content is never kept.
     let (stored, config) = twins.another("damaged");
     let damaged = of_a.iter().find(|key| file_in(key) == segment).unwrap();
@@ -374,18 +397,19 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
     let (of_a, of_b) = (second(&twins.of_a), second(&twins.of_b));
     let history = of_a.iter().find(|key| key.contains(".history-")).unwrap();
     let keep = ["wal", "resolve", "--branch", "--keep", digest_in(history)];
-    let mut interrupted = 0;
-    for round in 0..8u64 {
+    for round in 1..=of_b.len() {
         let (stored, config) = twins.another(&format!("round-{round}"));
-        let mut running = seawall(&config).args(keep).start();
-        // It reads for a while before it begins to move.
-        seawall_tests::wait_until("it moves or has ended", PATIENCE, || {
-            !stored.keys_with("/set-aside/").is_empty() || !running.is_running()
+        // So many are copied, one less is gone from its place.
+        let faults = format!("delete@{round}+=hang");
+        let call = seawall(&config).args(keep);
+        let call = call.with(|run| run.env("SEAWALL_TEST_FAULTS", &faults));
+        let mut running = call.start();
+        seawall_tests::wait_until("it is in the middle", PATIENCE, || {
+            stored.keys_with("/set-aside/").len() == round
         });
-        std::thread::sleep(Duration::from_millis(round * 3));
         running.kill();
-        let lost = |key: &&String| !stored.keys_with(key).contains(key);
-        interrupted += usize::from(of_b.iter().filter(lost).count() < of_b.len() - 1);
+        let gone = of_b.iter().filter(|key| !stored.path(key).exists());
+        assert_eq!(gone.count(), round - 1);
         for key in &of_b {
             let aside = key.replace("/wal/", "/set-aside/");
             let here = [key, &aside]
@@ -397,19 +421,10 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         for key in &of_a {
             assert!(stored.bytes(key) == twins.of_a.bytes(key), "{key}");
         }
-        // The history may be settled already: any kept content names the branch.
-        let left = twins.resolve(&config, &["--json"]);
-        if left.code == 3 {
-            let left = left.json();
-            let conflict = &left["systems"][0]["conflicts"][0];
-            let file = conflict["file"].as_str().unwrap();
-            let chosen = of_a.iter().find(|key| file_in(key) == file).unwrap();
-            let again = ["--branch", "--keep", digest_in(chosen)];
-            twins.resolve(&config, &again).success();
-        }
+        // The very same call completes it.
+        twins.resolve(&config, &keep[2..]).success();
         assert_eq!(second(&stored), of_a);
     }
-    assert!(interrupted > 0, "no round was interrupted in the middle");
 
     // A store that lets nobody delete, or takes no copy: said, and nothing is lost.
     let (stored, config) = twins.another("refusing");

@@ -214,6 +214,33 @@ fn wal_that_is_whole_in_itself_and_does_not_belong_there_is_caught() {
 }
 
 #[test]
+fn what_could_not_be_read_is_read_again_by_the_same_command_and_nothing_before_it() {
+    let (site, _standby) = archived();
+    let segments = segments(&site, "00000001");
+    let flip = |key: &str| site.near.flip(key, site.near.bytes(key).len() / 2);
+    flip(&segments[1]);
+    // No server with segments of this size writes it.
+    let number = format!("{}FFFFFFFF", &name_in(&segments[0])[..16]);
+    let stray = store(&site, &segments[0], &number, &site.near.plain(&segments[0]));
+    let stray = ("stray".to_owned(), stray);
+    let state = site.scratch.directory("state").join("verify.json");
+    let resume = ["--resume", state.to_str().unwrap(), "--json"];
+    let faults = format!("get[{}]=403", segments[3].rsplit('-').next().unwrap());
+    let call = site.seawall("wal").arg("verify").args(resume);
+    let unread = call.with(|run| run.env("SEAWALL_TEST_FAULTS", &faults));
+    let unread = unread.run().exits_with(3);
+    let unread = unread.says("run the same command again");
+    assert!(unread.stdout.contains("\"unread\""), "{}", unread.stdout);
+    // What is before it is not read again, what is behind it is.
+    flip(&segments[2]);
+    flip(&segments[4]);
+    let damaged = |key: &String| ("damaged".to_owned(), key.clone());
+    let found = findings(&site, &resume[..2]);
+    assert_eq!(found, [damaged(&segments[1]), damaged(&segments[4]), stray]);
+    assert!(!state.exists());
+}
+
+#[test]
 fn an_interrupted_run_says_how_to_go_on_and_goes_on_there() {
     let (site, _standby) = archived();
     let segments = segments(&site, "00000001");

@@ -10,7 +10,7 @@ use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
 use crate::error::Result;
 use crate::postgres::wal_chain::{Chain, Fit, Switch, follows};
-use crate::postgres::{SegmentName, SegmentSize, WalFileName};
+use crate::postgres::{Lsn, SegmentName, SegmentSize, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
 use crate::wal::object::{self, Content};
@@ -60,21 +60,29 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// What is stored of a segment and can be read.
-    pub(super) async fn chains(&mut self, segment: SegmentName) -> Result<Vec<(WalObject, Chain)>> {
+    /// What is stored of a segment.
+    pub(super) async fn contents(&mut self, segment: SegmentName) -> Result<Contents> {
         let name = WalFileName::Segment(segment);
-        let mut chains: Vec<(WalObject, Chain)> = Vec::new();
+        let mut contents = Contents::default();
+        let mut troubles = Vec::new();
         for (object, _) in self.system.objects_of(name).await? {
-            let known = chains
-                .iter()
-                .any(|(other, _)| other.digest == object.digest);
-            if let (false, Ok(content)) = (known, self.content(object).await)
-                && let Content::Segment(chain) = &*content
-            {
-                chains.push((object, (**chain).clone()));
+            contents.objects.push(object);
+            if contents.knows(object.digest) {
+                continue;
+            }
+            match self.content(object).await.as_deref() {
+                Ok(Content::Segment(chain)) => contents.chains.push((object, (**chain).clone())),
+                Ok(_) => troubles.push((object, "it is no segment".to_owned())),
+                Err(trouble) => troubles.push((object, trouble.clone())),
             }
         }
-        Ok(chains)
+        // The plain and the encrypted object of one digest are the same thing.
+        troubles.retain(|(object, _)| !contents.knows(object.digest));
+        let mut troubles = troubles.into_iter();
+        contents.trouble = troubles
+            .next()
+            .map(|(object, trouble)| format!("{object}: {trouble}"));
+        Ok(contents)
     }
 
     /// What is stored of the segment before: of the same timeline, or of an older one where
@@ -89,7 +97,7 @@ impl<'a> Archive<'a> {
         timelines.retain(|timeline| *timeline <= segment.timeline);
         for timeline in timelines.into_iter().rev() {
             let before = SegmentName::new(timeline, number, self.size);
-            let chains = self.chains(before).await?;
+            let chains = self.contents(before).await?.chains;
             if !chains.is_empty() {
                 return Ok(chains);
             }
@@ -101,7 +109,108 @@ impl<'a> Archive<'a> {
     pub(super) async fn after(&mut self, segment: SegmentName) -> Result<Vec<(WalObject, Chain)>> {
         let number = segment.number(self.size)? + 1;
         let next = SegmentName::new(segment.timeline, number, self.size);
-        self.chains(next).await
+        Ok(self.contents(next).await?.chains)
+    }
+}
+
+/// What is stored of a segment.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// All objects.
+    objects: Vec<WalObject>,
+    /// One for each content that was read and is whole.
+    pub(super) chains: Vec<(WalObject, Chain)>,
+    /// The first content that could not be read or is damaged, and why: which branch it belongs
+    /// to cannot be told.
+    trouble: Option<String>,
+}
+
+impl Contents {
+    /// What is kept and what is lost where `digest` is chosen.
+    fn beside(&self, digest: PlainDigest) -> (Vec<Chain>, Vec<Chain>) {
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            (self.chains.iter()).partition(|(object, _)| object.digest == digest);
+        let chains =
+            |of: Vec<&(WalObject, Chain)>| of.into_iter().map(|(_, c)| c.clone()).collect();
+        (chains(kept), chains(lost))
+    }
+
+    fn knows(&self, digest: PlainDigest) -> bool {
+        self.chains.iter().any(|(known, _)| known.digest == digest)
+    }
+
+    /// Tells the content of the branch that is kept from the others, by how each fits to what
+    /// is known of both branches beside it. `Err` says why that cannot be told.
+    fn split(
+        &self,
+        name: SegmentName,
+        to_kept: impl Fn(&Chain) -> Option<bool>,
+        to_lost: impl Fn(&Chain) -> Option<bool>,
+    ) -> Result<Split, String> {
+        if let Some(trouble) = &self.trouble {
+            return Err(format!(
+                "{trouble}: to which branch that belongs cannot be told, so nothing of {name} is touched"
+            ));
+        }
+        let mut split = Split::default();
+        for (object, chain) in &self.chains {
+            match to_kept(chain) {
+                Some(true) => split.winners.push((*object, chain.clone())),
+                Some(false) => split.others.push((*object, chain.clone())),
+                None => {
+                    return Err(format!(
+                        "whether {object} belongs to what is kept, its records do not tell: choose yourself"
+                    ));
+                }
+            }
+        }
+        let loses = |(_, chain): &(WalObject, Chain)| to_lost(chain) == Some(true);
+        match split.winners.as_slice() {
+            [] if split.others.iter().all(loses) => Ok(split),
+            [] => Err(format!(
+                "{name} fits nothing that is kept or set aside: look at it yourself"
+            )),
+            // Two servers that do the same work end their segments at the same places. What
+            // only fits the losing branch shows that the other one is not of it.
+            [(object, chain)]
+                if to_lost(chain) != Some(false) && !split.others.iter().any(loses) =>
+            {
+                Err(format!(
+                    "{object} is the only one of {name} that fits what is kept, and it fits what is set aside as well: choose yourself"
+                ))
+            }
+            [_] => Ok(split),
+            several => Err(format!(
+                "{} contents of {name} fit what is kept: choose yourself",
+                several.len()
+            )),
+        }
+    }
+}
+
+/// The contents of a segment, told apart.
+#[derive(Debug, Default)]
+struct Split {
+    /// Of the branch that is kept: at most one.
+    winners: Vec<(WalObject, Chain)>,
+    /// Certainly not of it.
+    others: Vec<(WalObject, Chain)>,
+}
+
+impl Split {
+    /// Keeps the winner and sets exactly the others aside.
+    fn settle(&self, contents: &Contents, settlement: &mut Settlement) {
+        if let (Some((winner, _)), false) = (self.winners.first(), self.others.is_empty()) {
+            settlement
+                .keep
+                .insert(winner.name.to_string(), winner.digest);
+        }
+        for object in &contents.objects {
+            let loses = |(other, _): &(WalObject, Chain)| other.digest == object.digest;
+            if self.others.iter().any(loses) {
+                settlement.set_aside(*object);
+            }
+        }
     }
 }
 
@@ -166,31 +275,52 @@ async fn first_segment(
         return Ok(None);
     };
     let segment = SegmentName::holding(parsed.timeline, parent.switch, archive.size);
-    let chains = archive.chains(segment).await?;
-    let fitting: Vec<WalObject> = chains
-        .into_iter()
-        .filter(|(_, chain)| {
-            chain
-                .switch
-                .is_some_and(|switch| switch.is_at(parent.switch))
-        })
-        .map(|(object, _)| object)
-        .collect();
-    match fitting.as_slice() {
-        [object] => {
-            settlement.keep_only(archive.system, *object).await?;
-            Ok(Some((segment, object.digest)))
+    let contents = archive.contents(segment).await?;
+    let switches = |chain: &Chain| chain.switch.is_some_and(|s| s.is_at(parent.switch));
+    if let Some(rival) = rival_of(archive, history, parent.switch).await? {
+        settlement.undecided.push(format!(
+            "{rival}: the switch point does not tell whose {segment} is; choose among the contents of the segments yourself"
+        ));
+        return Ok(None);
+    }
+    let split = contents.split(segment, |chain| Some(switches(chain)), |_| Some(false));
+    let split = match split {
+        Ok(split) => split,
+        Err(why) => {
+            settlement.undecided.push(why);
+            return Ok(None);
         }
-        _ => {
-            settlement.undecided.push(format!(
-                "{} contents of {segment} begin timeline {} at {}: choose among its segments yourself",
-                fitting.len(),
-                parsed.timeline,
-                parent.switch
-            ));
-            Ok(None)
+    };
+    let Some((object, _)) = split.winners.first() else {
+        settlement.undecided.push(format!(
+            "nothing that is stored of {segment} begins timeline {} at {}: choose among its segments yourself",
+            parsed.timeline, parent.switch
+        ));
+        return Ok(None);
+    };
+    split.settle(&contents, settlement);
+    Ok(Some((segment, object.digest)))
+}
+
+/// Another content of a history that names the same switch point, or may: then the switch point
+/// does not tell whose a segment is.
+async fn rival_of(
+    archive: &mut Archive<'_>,
+    history: WalObject,
+    switch: Lsn,
+) -> Result<Option<String>> {
+    for (other, _) in archive.system.objects_of(history.name).await? {
+        if other.digest == history.digest {
+            continue;
+        }
+        match archive.content(other).await.as_deref() {
+            Ok(Content::History(rival))
+                if rival.parents.last().is_some_and(|p| p.switch != switch) => {}
+            Ok(_) => return Ok(Some(format!("{other} names the same switch point"))),
+            Err(trouble) => return Ok(Some(format!("{other}: {trouble}"))),
         }
     }
+    Ok(None)
 }
 
 /// Follows the branch to its end, and what lies there of the losing one. Returns where the
@@ -203,53 +333,48 @@ async fn forwards(
     settlement: &mut Settlement,
 ) -> Result<Option<Switch>> {
     let first = segment.number(archive.size)?;
-    let (mut kept, mut lost): (Vec<Chain>, Vec<Chain>) = (Vec::new(), Vec::new());
-    for (object, chain) in archive.chains(segment).await? {
-        match object.digest == digest {
-            true => kept.push(chain),
-            false => lost.push(chain),
-        }
-    }
+    let here = archive.contents(segment).await?;
+    let (mut kept, mut lost) = here.beside(digest);
     let born = kept
         .first()
         .and_then(|chain| chain.switch)
         .filter(|switch| switch.to == segment.timeline);
+    if let Some(trouble) = here.trouble {
+        settlement.undecided.push(format!(
+            "{trouble}: what belongs to it cannot be told, so the segments before and behind {segment} are left"
+        ));
+        return Ok(born);
+    }
     // Who works ahead may have stored segments of the losing branch so far behind the last
     // conflict that they are alone there.
     let end = last_conflict.max(first) + SEGMENTS_AHEAD + 1;
-    for number in first + 1..=end {
+    let mut number = first + 1;
+    while number <= end || !lost.is_empty() {
         let name = SegmentName::new(segment.timeline, number, archive.size);
-        let chains = archive.chains(name).await?;
-        if chains.is_empty() {
-            return Ok(born);
-        }
-        let (winners, others): (Vec<_>, Vec<_>) = chains
-            .into_iter()
-            .partition(|(_, chain)| fits(&kept, chain));
-        let others_lose = others.iter().all(|(_, chain)| fits(&lost, chain));
-        match winners.len() {
-            1 => {}
-            0 if others_lose => {}
-            0 => {
+        let contents = archive.contents(name).await?;
+        if contents.objects.is_empty() {
+            if let Some(behind) = archive.system.segment_from(name).await? {
                 settlement.undecided.push(format!(
-                    "{name} goes on from nothing that is kept or set aside: look at it yourself"
+                    "{name} is not there, so the branch of {behind} and what follows cannot be told: look at them yourself"
                 ));
-                return Ok(born);
             }
-            _ => {
-                settlement.undecided.push(format!(
-                    "{} contents of {name} go on from what is kept: choose yourself",
-                    winners.len()
-                ));
-                return Ok(born);
+            break;
+        }
+        let fit = |before: &[Chain], chain: &Chain| any(before.iter().map(|b| follows(b, chain)));
+        let split = contents.split(name, |chain| fit(&kept, chain), |chain| fit(&lost, chain));
+        let split = match split {
+            Ok(split) => split,
+            Err(why) => {
+                settlement
+                    .undecided
+                    .push(format!("{why} (and what follows it)"));
+                break;
             }
-        }
-        match winners.first() {
-            Some((winner, _)) => settlement.keep_only(archive.system, *winner).await?,
-            None => settlement.set_all_aside(archive.system, name).await?,
-        }
-        kept = winners.into_iter().map(|(_, chain)| chain).collect();
-        lost = others.into_iter().map(|(_, chain)| chain).collect();
+        };
+        split.settle(&contents, settlement);
+        kept = split.winners.into_iter().map(|(_, chain)| chain).collect();
+        lost = split.others.into_iter().map(|(_, chain)| chain).collect();
+        number += 1;
     }
     Ok(born)
 }
@@ -264,39 +389,50 @@ async fn backwards(
 ) -> Result<Option<Switch>> {
     let mut born = None;
     let mut number = segment.number(archive.size)?;
-    let here = archive.chains(segment).await?;
-    let mut kept: Option<Chain> = here
-        .into_iter()
-        .find_map(|(object, chain)| (object.digest == digest).then_some(chain));
-    while let (Some(next), Some(before)) = (kept.take(), number.checked_sub(1)) {
+    let here = archive.contents(segment).await?;
+    if here.trouble.is_some() {
+        // Already said.
+        return Ok(None);
+    }
+    let (mut kept, mut lost) = here.beside(digest);
+    while let (Some(next), Some(before)) = (kept.pop(), number.checked_sub(1)) {
         number = before;
         let name = SegmentName::new(segment.timeline, number, archive.size);
-        let chains = archive.chains(name).await?;
-        let conflict = chains.len() > 1;
-        let (winners, others): (Vec<_>, Vec<_>) = chains
-            .into_iter()
-            .partition(|(_, chain)| follows(chain, &next) == Fit::Follows);
-        if !conflict {
-            if !others.is_empty() {
-                settlement.undecided.push(format!(
-                    "what is kept does not go on from {name}, the only content before it"
-                ));
-            }
+        let contents = archive.contents(name).await?;
+        if contents.objects.is_empty() {
             return Ok(born);
         }
-        let [(winner, chain)] = winners.as_slice() else {
+        let to_lost = |chain: &Chain| any(lost.iter().map(|l| follows(chain, l)));
+        let split = contents.split(
+            name,
+            |chain| any([follows(chain, &next)].into_iter()),
+            to_lost,
+        );
+        let split = match split {
+            Ok(split) => split,
+            Err(why) => {
+                settlement
+                    .undecided
+                    .push(format!("{why} (and what is before it)"));
+                return Ok(born);
+            }
+        };
+        let Some((_, chain)) = split.winners.first() else {
             settlement.undecided.push(format!(
-                "what is kept goes on from {} contents of {name}: choose yourself",
-                winners.len()
+                "what is kept goes on from nothing that is stored of {name}: look at it yourself"
             ));
             return Ok(born);
         };
-        settlement.keep_only(archive.system, *winner).await?;
+        if split.others.is_empty() {
+            return Ok(born);
+        }
+        split.settle(&contents, settlement);
         born = chain
             .switch
             .filter(|switch| switch.to == segment.timeline)
             .or(born);
-        kept = Some(chain.clone());
+        kept = split.winners.into_iter().map(|(_, chain)| chain).collect();
+        lost = split.others.into_iter().map(|(_, chain)| chain).collect();
     }
     Ok(born)
 }
@@ -310,10 +446,16 @@ async fn settle_history(
 ) -> Result<()> {
     let mut fitting = Vec::new();
     for candidate in &conflict.contents {
-        let content = archive.content(candidate.object).await;
-        let switch = match content.as_deref() {
+        let switch = match archive.content(candidate.object).await.as_deref() {
             Ok(Content::History(history)) => history.parents.last().map(|p| p.switch),
-            _ => None,
+            Ok(_) => None,
+            Err(trouble) => {
+                settlement.undecided.push(format!(
+                    "{}: {trouble}: which content of {} belongs to what is kept cannot be told",
+                    candidate.object, conflict.file
+                ));
+                return Ok(());
+            }
         };
         let agrees = born.is_some_and(|born| switch.is_some_and(|named| born.is_at(named)));
         if agrees {
@@ -331,8 +473,16 @@ async fn settle_history(
     Ok(())
 }
 
-fn fits(before: &[Chain], chain: &Chain) -> bool {
-    before
-        .iter()
-        .any(|previous| follows(previous, chain) == Fit::Follows)
+/// Whether something fits: surely (`Some(true)`), surely not, or it cannot be told.
+fn any(mut fits: impl Iterator<Item = Fit>) -> Option<bool> {
+    let mut answer = Some(false);
+    fits.find_map(|fit| match fit {
+        Fit::Follows => Some(Some(true)),
+        Fit::Unknown => {
+            answer = None;
+            None
+        }
+        Fit::Breaks(_) => None,
+    })
+    .unwrap_or(answer)
 }

@@ -149,7 +149,7 @@ impl Archive<'_> {
                     at: parent.switch,
                 });
                 let segment = SegmentName::holding(history.timeline, parent.switch, self.size);
-                for (other, chain) in self.chains(segment).await? {
+                for (other, chain) in self.contents(segment).await?.chains {
                     if chain
                         .switch
                         .is_some_and(|switch| switch.is_at(parent.switch))
