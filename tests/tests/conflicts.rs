@@ -403,7 +403,7 @@ fn a_resolve_that_is_killed_at_any_moment_loses_nothing_and_is_completed_by_the_
         let faults = format!("delete@{round}+=hang");
         let call = seawall(&config).args(keep);
         let call = call.with(|run| run.env("SEAWALL_TEST_FAULTS", &faults));
-        let mut running = call.start();
+        let running = call.start();
         seawall_tests::wait_until("it is in the middle", PATIENCE, || {
             stored.keys_with("/set-aside/").len() == round
         });
