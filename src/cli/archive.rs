@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Set archive_command = '/usr/bin/seawall-archive %p'. Exit code 0: the file is durable in
 /// every push target, or in as many as archive_ack asks for. Exit code 1 to 125: it is not,
 /// and PostgreSQL tries again. Where more segments wait, a second process archives them ahead
-/// of PostgreSQL's asking and ends by itself; [archive] ahead = 0 turns that off.
+/// of PostgreSQL's asking and ends by itself; `ahead = 0` below `[archive]` turns that off.
 #[derive(Debug, Parser)]
 #[command(name = "seawall-archive", version, max_term_width = 100)]
 pub struct ArchiveArgs {

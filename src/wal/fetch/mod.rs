@@ -4,7 +4,7 @@
 //! cluster, and has neither the file nor anything that should come after it. Every doubt is
 //! an error.
 //!
-//! [`Spool`] and [`prefetch`] bring the segments that PostgreSQL will ask for next, so that a
+//! [`Spool`] and [`prefetch()`] bring the segments that PostgreSQL will ask for next, so that a
 //! call need only rename one. What they do is never more than a head start: absence, gaps,
 //! conflicts and errors are known to [`fetch`] alone, which asks the repositories anew.
 

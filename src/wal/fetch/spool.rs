@@ -1,7 +1,7 @@
 //! The spool of fetched segments that wait for PostgreSQL: `pg_wal/seawall/fetch/`, seen from
 //! the call that PostgreSQL makes.
 //!
-//! One worker process fills it ([`super::prefetch`]); calls only take from it. What makes a
+//! One worker process fills it ([`super::prefetch()`]); calls only take from it. What makes a
 //! file in it believed:
 //!
 //! - Its name, `SEGMENT-SOURCE`, is given by a rename, after every byte was written and its
