@@ -349,6 +349,12 @@ mod tests {
         assert_eq!(server.sql("show restore_command"), command);
         assert_eq!(server.sql("show recovery_target_name"), name);
         assert_eq!(server.sql("select sum(x) from t"), "1");
+        // A hot standby answers before recovery has ended.
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while events(&server).last() != Some(&RecoveryEvent::Ready) {
+            assert!(std::time::Instant::now() < limit, "{}", server.log());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let events = events(&server).split_off(before);
         let at = |wanted: fn(&RecoveryEvent) -> bool| events.iter().position(wanted);
         // Files may come from the archive before it is said what they are for.

@@ -130,7 +130,7 @@ fn what_is_acknowledged_is_there_whatever_fails_and_whoever_is_killed() {
 }
 
 #[test]
-#[ignore = "long: ten rounds of two hundred calls"]
+#[ignore = "long: ten rounds of twenty segments"]
 fn what_is_acknowledged_is_there_whatever_fails_for_a_long_time() {
     for _ in 0..10 {
         survives(20);
