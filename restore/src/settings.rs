@@ -61,6 +61,11 @@ impl RestoreCommand {
         for left in &left {
             words.extend(["--left", left]);
         }
+        // A standby follows whoever is promoted.
+        let timeline = plan.history.timeline.to_string();
+        if !settings.standby || settings.request.timeline.is_some() {
+            words.extend(["--timeline", &timeline]);
+        }
         if settings.request.end_at_gap {
             words.push("--end-at-gap");
         }

@@ -14,9 +14,9 @@ use super::Common;
 use crate::config::Config;
 use crate::digest::PlainDigest;
 use crate::error::{Error, IoContext, Result};
-use crate::postgres::WalFileName;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
+use crate::postgres::{TimelineId, WalFileName};
 use crate::repository::{Repository, System};
 use crate::wal::fetch::{self, Ahead, Fetched, Left, NewTablespaces, Request, Spool, Turn};
 
@@ -52,6 +52,10 @@ pub struct FetchArgs {
     /// repeated
     #[arg(long, value_name = "TIMELINE@LSN")]
     pub left: Vec<Left>,
+    /// The timeline that recovery ends on; without it the newest is assumed, and a segment that
+    /// is missing before a later timeline begins is a gap
+    #[arg(long, value_name = "TIMELINE")]
+    pub timeline: Option<TimelineId>,
     /// What to do with WAL that creates a tablespace outside the data directory
     #[arg(long, value_name = "RULE", default_value = "allow")]
     pub new_tablespaces: NewTablespaces,
@@ -179,6 +183,7 @@ impl<'a> Call<'a> {
             end_at_gap: args.end_at_gap,
             left: &args.left,
             new_tablespaces: args.new_tablespaces,
+            follows: args.timeline,
         };
         Ok(Self {
             args,

@@ -107,6 +107,7 @@ impl Files {
             end_at_gap: false,
             left: &[],
             new_tablespaces: Default::default(),
+            follows: None,
         };
         let spool = Spool::of(&request(1), PlainDigest::of(b"test")).unwrap();
         let lock = spool.begin().unwrap().expect("nobody else fetches ahead");
@@ -153,6 +154,7 @@ impl Files {
             end_at_gap: false,
             left: &[],
             new_tablespaces: Default::default(),
+            follows: None,
         };
         let turn = Turn::at(&destination).unwrap();
         let fetched = fetch(&[self.system(from)], request, &turn).await;

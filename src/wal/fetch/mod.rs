@@ -50,6 +50,9 @@ pub struct Request<'a> {
     pub left: &'a [Left],
     /// What is done about WAL that creates a tablespace.
     pub new_tablespaces: NewTablespaces,
+    /// The timeline that recovery ends on, where it was chosen: what others begin behind it is
+    /// none of its concern then.
+    pub follows: Option<TimelineId>,
 }
 
 /// A timeline that a recovery leaves for its successor, and where.
@@ -243,7 +246,7 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
         WalFileName::Segment(_) if request.place() != Place::Open => Ok(None),
         WalFileName::Segment(segment) => {
             let Some(found) = system.segment_from(segment).await? else {
-                return child_behind(system, segment, request.segment_size).await;
+                return child_behind(system, segment, request).await;
             };
             if found == segment {
                 return Ok(Some(Evidence::Itself));
@@ -251,7 +254,7 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
             let (size, number) = (request.segment_size, segment.number(request.segment_size)?);
             let wal = system.timeline_wal(segment.timeline, size, number).await?;
             if wal.ends_ahead_of(number) {
-                let child = child_behind(system, segment, size).await?;
+                let child = child_behind(system, segment, request).await?;
                 if child.is_none() {
                     tracing::info!(
                         "{segment} was never acknowledged: what follows was stored ahead"
@@ -289,8 +292,12 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
 async fn child_behind(
     system: &System,
     segment: SegmentName,
-    size: SegmentSize,
+    request: Request<'_>,
 ) -> Result<Option<Evidence>> {
+    if request.follows == Some(segment.timeline) {
+        return Ok(None);
+    }
+    let size = request.segment_size;
     let end = Lsn(segment.start(size)?.0.saturating_add(size.bytes()));
     let histories = system.histories_behind(segment.timeline).await?;
     let child = histories.into_iter().find(|history| {
@@ -330,6 +337,7 @@ mod tests {
                 end_at_gap: false,
                 left: &left,
                 new_tablespaces: NewTablespaces::Allow,
+                follows: None,
             };
             assert_eq!(request.place(), place, "{name}");
         }

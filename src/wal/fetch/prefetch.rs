@@ -410,6 +410,7 @@ mod tests {
             end_at_gap: false,
             left: &[],
             new_tablespaces: NewTablespaces::Allow,
+            follows: None,
         };
         let spool = Spool::of(&request, PlainDigest::of(b"")).unwrap();
         let ahead = Ahead::of(&FetchConfig::default(), size).unwrap();

@@ -366,6 +366,7 @@ mod tests {
                 end_at_gap: false,
                 left: &[],
                 new_tablespaces: Default::default(),
+                follows: None,
             }
         }
 
