@@ -124,10 +124,16 @@ impl Spool {
         let spool = self.clone();
         // A lock cannot be waited for with a limit; a thread can. It ends with the process.
         std::thread::spawn(move || {
-            let locked = spool
-                .open(&segment.to_string())
-                .and_then(|file| file.lock());
-            let _ = sender.send(locked.and_then(|()| spool.try_claim(segment)));
+            let wait = || -> io::Result<Option<Claim>> {
+                loop {
+                    spool.open(&segment.to_string())?.lock()?;
+                    // Another who waited may have been quicker.
+                    if let Some(claim) = spool.try_claim(segment)? {
+                        return Ok(Some(claim));
+                    }
+                }
+            };
+            let _ = sender.send(wait());
         });
         receiver.recv_timeout(patience).unwrap_or(Ok(None))
     }
@@ -298,7 +304,11 @@ mod tests {
         let claim = spool.try_claim(segment()).unwrap().unwrap();
         assert!(spool.try_claim(segment()).unwrap().is_none());
         let short = Duration::from_millis(50);
-        assert!(spool.claim(segment(), short).unwrap().is_none());
+        // Of another segment: who gives up waiting still takes its turn, and lets it go.
+        let other: SegmentName = "000000010000000000000006".parse().unwrap();
+        let held = spool.try_claim(other).unwrap().unwrap();
+        assert!(spool.claim(other, short).unwrap().is_none());
+        drop(held);
         let waiting = {
             let spool = spool.clone();
             std::thread::spawn(move || spool.claim(segment(), Duration::from_secs(60)).unwrap())
