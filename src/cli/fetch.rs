@@ -212,7 +212,12 @@ impl<'a> Call<'a> {
     }
 
     fn systems(&self) -> Result<(Vec<System>, Vec<Error>)> {
-        let (repositories, unusable) = Repository::open_each(&self.config, &self.args.repository)?;
+        let mut names = self.args.repository.clone();
+        if names.is_empty() {
+            let targets = self.config.push_targets();
+            names.extend(targets.map(|repository| repository.name.clone()));
+        }
+        let (repositories, unusable) = Repository::open_each(&self.config, &names)?;
         let system =
             |repository: &Repository| repository.system(&self.cluster, self.control.system_id);
         Ok((repositories.iter().map(system).collect(), unusable))

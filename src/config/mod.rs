@@ -1,11 +1,10 @@
 //! The configuration file, shared by all programs: its types, where it is found, and errors
-//! that name the line and the nearest known key.
-//!
-//! Nothing is opened or connected to here. Keys that later versions will know (`[schedule]`,
-//! `retention`, `copy_from`) are refused by name: a schedule that nobody runs would be worse
-//! than none.
+//! that name the line and the nearest known key. Nothing is opened or connected to here.
 
 mod duration;
+mod explain;
+mod retention;
+mod schedule;
 mod secret;
 mod wal;
 
@@ -16,11 +15,14 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 pub use duration::HumanDuration;
+pub use retention::RetentionConfig;
+pub use schedule::{DaemonConfig, HeartbeatConfig, ScheduleConfig};
 pub use secret::SecretValue;
 pub use wal::{Acknowledge, ArchiveConfig, FetchConfig, SEGMENTS_AHEAD};
 
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
+use explain::explain;
 
 /// Where the configuration lies unless `--config` or `$SEAWALL_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/seawall/seawall.toml";
@@ -52,6 +54,15 @@ pub struct Config {
     /// Settings of restores.
     #[serde(default)]
     pub restore: RestoreConfig,
+    /// When the daemon does what, unless the cluster has a schedule of its own.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// Settings of the daemon.
+    #[serde(default)]
+    pub daemon: DaemonConfig,
+    /// How the daemon keeps the age of the newest recoverable moment known.
+    #[serde(default)]
+    pub heartbeat: HeartbeatConfig,
     /// What a disaster may cost; drills are judged by it.
     #[serde(default)]
     pub objectives: Objectives,
@@ -78,6 +89,9 @@ pub struct ClusterConfig {
     /// Where PostgreSQL's programs lie. Default: found by the cluster's major version.
     #[serde(default)]
     pub bin_directory: Option<PathBuf>,
+    /// When the daemon does what for this cluster. Default: `[schedule]`.
+    #[serde(default)]
+    pub schedule: Option<ScheduleConfig>,
 }
 
 /// One repository.
@@ -88,6 +102,12 @@ pub struct RepositoryConfig {
     pub name: String,
     /// `file:///…`, `s3://bucket/prefix`, `gs://…` or `az://…`.
     pub url: String,
+    /// The repository that this one is a copy of: it is never pushed to, and filled from there.
+    #[serde(default)]
+    pub copy_from: Option<String>,
+    /// What is kept here, and how long. Default: everything.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// object_store's own keys: `aws_region`, `aws_endpoint`, ….
     #[serde(default)]
     pub options: BTreeMap<String, SecretValue>,
@@ -306,6 +326,11 @@ impl Config {
             .collect()
     }
 
+    /// The repositories that WAL is pushed to: all that are no copy of another one.
+    pub fn push_targets(&self) -> impl Iterator<Item = &RepositoryConfig> {
+        self.repository.iter().filter(|r| r.copy_from.is_none())
+    }
+
     fn validate(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::usage(what).at(self.path.display()));
         if self.cluster.is_empty() || self.repository.is_empty() {
@@ -344,6 +369,7 @@ impl Config {
                 }
             }
         }
+        self.validate_copies().or_else(wrong)?;
         if !(-7..=19).contains(&self.compression.level) {
             return wrong("compression.level must be from -7 to 19".into());
         }
@@ -354,7 +380,7 @@ impl Config {
             return wrong("jobs must be at least 1".into());
         }
         self.archive_ack
-            .validate(self.repository.len())
+            .validate(self.push_targets().count())
             .and_then(|()| self.archive.validate())
             .and_then(|()| self.fetch.validate())
             .or_else(wrong)?;
@@ -376,6 +402,35 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Each copy has a source, and following sources ends at a repository that is pushed to.
+    fn validate_copies(&self) -> Result<(), String> {
+        for repository in &self.repository {
+            let mut at = repository;
+            for _ in 0..self.repository.len() {
+                let Some(source) = &at.copy_from else { break };
+                at = self
+                    .repository
+                    .iter()
+                    .find(|other| other.name == *source)
+                    .ok_or_else(|| {
+                        format!(
+                            "repository {:?} is a copy of {source:?}, which is not configured",
+                            at.name
+                        )
+                    })?;
+            }
+            if at.copy_from.is_some() {
+                return Err(format!(
+                    "repository {:?} is, in the end, a copy of itself: copy_from goes in a circle",
+                    repository.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Letters, digits, `-`, `_` and `.`, not starting with a sign: safe as a part of any key.
 pub fn is_plain_name(name: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -384,116 +439,5 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.chars().all(fine)
 }
 
-/// Turns a TOML error into one with the nearest known key as a hint. The offending line itself
-/// is not shown: it may hold a secret.
-fn explain(error: &toml::de::Error, text: &str, path: &Path) -> Error {
-    let message = error.message();
-    let before = error
-        .span()
-        .and_then(|span| text.get(..span.start))
-        .unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let failure = Error::usage("the configuration is not valid")
-        .at(format!("{}, line {line}", path.display()))
-        .because(message.to_owned());
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let later = ["schedule", "retention", "copy_from"];
-    match quoted.split_first() {
-        Some((unknown, _)) if message.starts_with("unknown field") && later.contains(unknown) => {
-            failure.hint(format!(
-                "this version does not support `{unknown}` yet; run backups from cron, and remove the key"
-            ))
-        }
-        Some((unknown, known)) if message.starts_with("unknown field") => {
-            let nearest = known.iter().max_by(|a, b| {
-                strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
-            });
-            match nearest {
-                Some(nearest) => failure.hint(format!("did you mean `{nearest}`?")),
-                None => failure,
-            }
-        }
-        _ => failure,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Exit;
-
-    const GOOD: &str = r#"
-        [cluster.main]
-        data_directory = "/var/lib/postgresql/15/main"
-        [[repository]]
-        name = "near"
-        url = "s3://acme/pg"
-        [repository.options]
-        aws_region = "eu-central-1"
-        aws_secret_access_key = { env = "NEAR_KEY" }
-        [objectives]
-        rpo = "5m"
-        [[drill.check]]
-        sql = "select count(*) from t"
-        at_least = 1
-    "#;
-
-    fn parse(text: &str) -> Result<Config> {
-        Config::parse(text, "/etc/seawall/seawall.toml".into())
-    }
-
-    #[test]
-    fn a_configuration_reads_and_the_only_cluster_needs_no_name() {
-        let config = parse(GOOD).unwrap();
-        assert_eq!(config.cluster(None).unwrap().0, "main");
-        assert_eq!(config.repositories(&[]).unwrap().len(), 1);
-        assert_eq!(config.compression, Compression::default());
-        assert!(config.cluster(Some("other")).is_err());
-    }
-
-    #[test]
-    fn an_unknown_key_is_an_error_with_a_suggestion_and_its_line() {
-        let error = parse(&GOOD.replace("data_directory", "data_dir")).unwrap_err();
-        assert_eq!(error.exit(), Exit::Usage);
-        assert_eq!(error.advice(), Some("did you mean `data_directory`?"));
-        assert!(error.to_string().contains("line 3"), "{error}");
-    }
-
-    #[test]
-    fn what_this_version_cannot_do_yet_is_refused_by_name() {
-        let error = parse(&format!("{GOOD}\n[schedule]\nfull = \"0 1 * * 0\"")).unwrap_err();
-        assert!(
-            error
-                .advice()
-                .unwrap()
-                .contains("does not support `schedule` yet")
-        );
-    }
-
-    #[test]
-    fn values_that_cannot_work_are_refused() {
-        for (from, to) in [
-            ("cluster.main", "cluster.\"a/b\""),
-            ("cluster.main", "cluster.\"..\""),
-            ("\"/var/lib", "\"var/lib"),
-            ("at_least = 1", ""),
-            ("at_least = 1", "at_least = 1\nat_most = 2"),
-            ("[objectives]", "[compression]\nlevel = 99\n[objectives]"),
-            ("[objectives]", "[backup]\njobs = 0\n[objectives]"),
-        ] {
-            assert!(parse(&GOOD.replace(from, to)).is_err(), "{to}");
-        }
-    }
-
-    #[test]
-    fn no_secret_is_printed_when_its_line_is_wrong() {
-        let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "hunter2");
-        assert!(!parse(&text).unwrap_err().to_string().contains("hunter2"));
-    }
-
-    #[test]
-    fn no_secret_is_printed_when_a_configuration_is() {
-        let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "\"hunter2\"");
-        assert!(!format!("{:?}", parse(&text).unwrap()).contains("hunter2"));
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::repository::catalogue::Catalogue;
 use crate::repository::health::{self, Illness, Needed, Survey};
-use crate::repository::{Repository, System};
+use crate::repository::{Repository, System, keys};
 use crate::storage::CreateOnly;
 
 /// A backup or a drill that is older is worth a word.
@@ -33,7 +33,7 @@ pub(super) async fn examine(
         findings.ok(&subject, format!("{} is there", repository.store().url()));
         match repository
             .store()
-            .probe_create_only(&format!("{cluster}/leases"))
+            .probe_create_only(&keys::leases(cluster))
             .await?
         {
             CreateOnly::Enforced => findings.ok(&subject, "create-only writes are enforced"),

@@ -143,6 +143,16 @@ pub fn drills(cluster: &str) -> String {
     format!("{cluster}/drills")
 }
 
+/// The directory of the leases on a cluster.
+pub fn leases(cluster: &str) -> String {
+    format!("{cluster}/leases")
+}
+
+/// The directory of what is about to be deleted from a cluster.
+pub fn tombstones(cluster: &str) -> String {
+    format!("{cluster}/tombstones")
+}
+
 /// Keys inside a base backup's directory.
 pub mod backup {
     /// The data of pack `number`, counted from 1.

@@ -13,6 +13,7 @@ pub mod drills;
 pub mod health;
 pub mod index;
 pub mod keys;
+pub mod leases;
 pub mod line;
 pub mod marker;
 pub mod pack;

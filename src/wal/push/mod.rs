@@ -81,7 +81,7 @@ impl Engine {
     ) -> Result<Self> {
         let mut repositories = Vec::new();
         let mut unusable = Vec::new();
-        for repository in &config.repository {
+        for repository in config.push_targets() {
             match Repository::open(repository) {
                 Ok(opened) => repositories.push(opened),
                 Err(error) => unusable.push((repository.name.clone(), error)),
@@ -94,8 +94,9 @@ impl Engine {
             config.compression,
             &config.archive,
         );
-        engine.needed = config.archive_ack.needed(config.repository.len());
-        if engine.needed < config.repository.len() {
+        let pushed_to = config.push_targets().count();
+        engine.needed = config.archive_ack.needed(pushed_to);
+        if engine.needed < pushed_to {
             engine.targets.iter_mut().for_each(Target::may_be_left_out);
         }
         engine.unusable = unusable;

@@ -1,0 +1,87 @@
+use super::*;
+use crate::error::Exit;
+
+const GOOD: &str = r#"
+    [cluster.main]
+    data_directory = "/var/lib/postgresql/15/main"
+    [[repository]]
+    name = "near"
+    url = "s3://acme/pg"
+    [repository.options]
+    aws_region = "eu-central-1"
+    aws_secret_access_key = { env = "NEAR_KEY" }
+    [objectives]
+    rpo = "5m"
+    [[drill.check]]
+    sql = "select count(*) from t"
+    at_least = 1
+"#;
+
+fn parse(text: &str) -> Result<Config> {
+    Config::parse(text, "/etc/seawall/seawall.toml".into())
+}
+
+#[test]
+fn a_configuration_reads_and_the_only_cluster_needs_no_name() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.cluster(None).unwrap().0, "main");
+    assert_eq!(config.repositories(&[]).unwrap().len(), 1);
+    assert_eq!(config.compression, Compression::default());
+    assert!(config.cluster(Some("other")).is_err());
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_a_suggestion_and_its_line() {
+    let error = parse(&GOOD.replace("data_directory", "data_dir")).unwrap_err();
+    assert_eq!(error.exit(), Exit::Usage);
+    assert_eq!(error.advice(), Some("did you mean `data_directory`?"));
+    assert!(error.to_string().contains("line 3"), "{error}");
+}
+
+#[test]
+fn a_copy_is_filled_from_a_repository_that_is_pushed_to_and_is_no_push_target() {
+    let copy = |name: &str, from: &str| {
+        format!(
+            "\n[[repository]]\nname = \"{name}\"\nurl = \"s3://{name}/pg\"\ncopy_from = \"{from}\"\n"
+        )
+    };
+    let config =
+        parse(&(GOOD.to_owned() + &copy("far", "near") + &copy("farther", "far"))).unwrap();
+    let targets: Vec<_> = config.push_targets().map(|r| r.name.as_str()).collect();
+    assert_eq!(targets, ["near"]);
+    for wrong in [
+        copy("far", "nowhere"),
+        copy("far", "far"),
+        copy("far", "farther") + &copy("farther", "far"),
+    ] {
+        let error = parse(&(GOOD.to_owned() + &wrong)).unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage, "{wrong}");
+    }
+}
+
+#[test]
+fn values_that_cannot_work_are_refused() {
+    for (from, to) in [
+        ("cluster.main", "cluster.\"a/b\""),
+        ("cluster.main", "cluster.\"..\""),
+        ("\"/var/lib", "\"var/lib"),
+        ("at_least = 1", ""),
+        ("at_least = 1", "at_least = 1\nat_most = 2"),
+        ("[objectives]", "[compression]\nlevel = 99\n[objectives]"),
+        ("[objectives]", "[backup]\njobs = 0\n[objectives]"),
+    ] {
+        assert!(parse(&GOOD.replace(from, to)).is_err(), "{to}");
+    }
+}
+
+#[test]
+fn no_secret_is_printed_when_its_line_is_wrong() {
+    let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "hunter2");
+    assert!(!parse(&text).unwrap_err().to_string().contains("hunter2"));
+}
+
+#[test]
+fn no_secret_is_printed_when_a_configuration_is() {
+    let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "\"hunter2\"");
+    assert!(!format!("{:?}", parse(&text).unwrap()).contains("hunter2"));
+}

@@ -1,0 +1,244 @@
+//! Leases: who works on what in a repository, and until when that may be believed.
+//!
+//! They only inform. Not every store can compare and swap, a machine may pause past the end of
+//! its lease, and whoever may not write goes on without one: doing a thing twice must be
+//! harmless, and what deletes looks at more than leases.
+//!
+//! A lease is an object whose name ends with the moment until which it holds. Renewing it puts
+//! a new object and deletes the old one, so that no key is written twice.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::keys::{self, BackupId};
+use super::{FORMAT, Repository, to_json};
+use crate::error::Result;
+use crate::postgres::SystemId;
+
+/// How long a lease holds unless it is renewed. It is renewed in every third of it.
+pub const LEASE_TIME: Duration = Duration::from_secs(600);
+
+/// What somebody works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// Takes a base backup into this repository.
+    Backup,
+    /// Copies into this repository.
+    Copy,
+    /// Copies out of this repository.
+    CopySource,
+    /// Deletes here.
+    Expire,
+    /// Restores from here.
+    Restore,
+    /// Restores from here, to see whether it works.
+    Drill,
+    /// What this version does not know.
+    #[serde(other)]
+    Other,
+}
+
+/// What a lease says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The format of this object.
+    pub format: u32,
+    /// What is done.
+    pub work: Work,
+    /// The system it is about; none where it is about all of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<SystemId>,
+    /// Backups that are being made or used: none of their objects may go, nor the WAL from
+    /// their start on.
+    #[serde(default)]
+    pub backups: BTreeSet<BackupId>,
+    /// Whose it is: host, process number and random digits.
+    pub holder: String,
+    /// When the work began, by the holder's clock.
+    pub since: Timestamp,
+    /// Until when it holds, by the holder's clock.
+    pub until: Timestamp,
+    /// What newer versions added.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Lease {
+    /// Whether it still holds at `now`.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.until > now
+    }
+}
+
+/// A lease that this process holds. Dropping it without [`release`](Self::release) leaves it
+/// to expire.
+pub struct Held {
+    repository: Repository,
+    cluster: String,
+    renewing: tokio::task::JoinHandle<()>,
+    current: std::sync::Arc<tokio::sync::Mutex<Lease>>,
+}
+
+impl Held {
+    /// Ends it: the object is deleted.
+    pub async fn release(self) {
+        self.renewing.abort();
+        let lease = self.current.lock().await;
+        let key = key(&self.cluster, &lease);
+        if let Err(error) = self.repository.store().delete(&key).await {
+            tracing::debug!("{key} is left to expire: {error}");
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+impl Repository {
+    /// Takes a lease and keeps it renewed as long as it is held. Where it cannot be written
+    /// (a reader's rights, a store that is away) that is said in the log, and work goes on.
+    pub async fn lease(
+        &self,
+        cluster: &str,
+        work: Work,
+        system_id: Option<SystemId>,
+        backups: impl IntoIterator<Item = BackupId>,
+    ) -> Held {
+        let now = Timestamp::now();
+        let lease = Lease {
+            format: FORMAT,
+            work,
+            system_id,
+            backups: backups.into_iter().collect(),
+            holder: holder(),
+            since: now,
+            until: now + lease_time(),
+            other: serde_json::Map::new(),
+        };
+        if let Err(error) = self.put_lease(cluster, &lease).await {
+            tracing::info!(
+                "nobody is told that this {work:?} uses {}: {}",
+                self.place(),
+                error.one_line()
+            );
+        }
+        let current = std::sync::Arc::new(tokio::sync::Mutex::new(lease));
+        let renewing = {
+            let (repository, cluster) = (self.clone(), cluster.to_owned());
+            let current = std::sync::Arc::clone(&current);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(LEASE_TIME / 3).await;
+                    repository.renew(&cluster, &mut *current.lock().await).await;
+                }
+            })
+        };
+        Held {
+            repository: self.clone(),
+            cluster: cluster.to_owned(),
+            renewing,
+            current,
+        }
+    }
+
+    /// All leases of a cluster that can be read, those that have ended among them.
+    pub async fn leases(&self, cluster: &str) -> Result<Vec<Lease>> {
+        let mut leases = Vec::new();
+        for info in self.store().list(&keys::leases(cluster), None).await? {
+            // `seawall check` puts its probes here, too.
+            if !info.key.ends_with(".json") {
+                continue;
+            }
+            match self.try_read_json::<Lease>(&info.key).await? {
+                Some(Ok(lease)) => leases.push(lease),
+                Some(Err(error)) => tracing::warn!("{}", error.one_line()),
+                None => {}
+            }
+        }
+        leases.sort_by(|a, b| (a.since, &a.holder).cmp(&(b.since, &b.holder)));
+        Ok(leases)
+    }
+
+    async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<()> {
+        let key = key(cluster, lease);
+        Ok(self.store().put(&key, to_json(lease)?).await?)
+    }
+
+    async fn renew(&self, cluster: &str, lease: &mut Lease) {
+        let renewed = Lease {
+            until: Timestamp::now() + lease_time(),
+            ..lease.clone()
+        };
+        if let Err(error) = self.put_lease(cluster, &renewed).await {
+            tracing::info!("a lease is not renewed: {}", error.one_line());
+            return;
+        }
+        let old = key(cluster, lease);
+        *lease = renewed;
+        if let Err(error) = self.store().delete(&old).await {
+            tracing::debug!("{old} is left to expire: {error}");
+        }
+    }
+}
+
+fn lease_time() -> SignedDuration {
+    SignedDuration::from_secs(LEASE_TIME.as_secs() as i64)
+}
+
+/// `HOST-PID-RANDOM`.
+fn holder() -> String {
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
+    let host: String = host
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
+        .take(64)
+        .collect();
+    let random: u32 = rand::random();
+    format!("{host}-{}-{random:08x}", std::process::id())
+}
+
+fn key(cluster: &str, lease: &Lease) -> String {
+    let until = lease.until.strftime("%Y%m%dT%H%M%SZ");
+    format!("{}/{}-{until}.json", keys::leases(cluster), lease.holder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Store;
+
+    #[tokio::test]
+    async fn a_lease_is_seen_while_it_is_held_moves_on_when_renewed_and_goes_when_released() {
+        let repository = Repository::over("near", Store::memory().unwrap());
+        let id = BackupId::new(keys::BackupKind::Full, Timestamp::now());
+        let held = repository
+            .lease("main", Work::Backup, None, [id.clone()])
+            .await;
+        let [lease] = &repository.leases("main").await.unwrap()[..] else {
+            panic!("one lease")
+        };
+        assert!(lease.backups.contains(&id) && lease.work == Work::Backup);
+        assert!(lease.holds(Timestamp::now()));
+        assert!(!lease.holds(Timestamp::now() + lease_time()));
+        assert!(repository.leases("other").await.unwrap().is_empty());
+
+        let mut renewed = lease.clone();
+        renewed.until = Timestamp::now() - SignedDuration::from_hours(1);
+        repository.put_lease("main", &renewed).await.unwrap();
+        repository.renew("main", &mut renewed).await;
+        assert!(renewed.holds(Timestamp::now()));
+
+        held.release().await;
+        assert!(repository.leases("main").await.unwrap().is_empty());
+    }
+}
