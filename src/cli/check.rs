@@ -37,6 +37,7 @@ struct Checked<'a> {
 /// Examines everything.
 pub fn run(args: &CheckArgs) -> Result<Exit> {
     let config = args.common.load()?;
+    config.check_schedules()?;
     let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
     become_cluster_owner(cluster)?;
     Ok(super::run(async {

@@ -28,6 +28,7 @@ pub struct HeartbeatArgs {
 /// Writes the message.
 pub fn run(args: &HeartbeatArgs) -> Result<Exit> {
     let config = args.common.load()?;
+    config.check_schedules()?;
     let (_, cluster) = config.cluster(args.common.cluster.as_deref())?;
     let interval = config.heartbeat.interval.map(|interval| interval.0);
     if args.follow && interval.is_none() {

@@ -29,6 +29,7 @@ pub struct InitArgs {
 /// Makes what is missing.
 pub fn run(args: &InitArgs) -> Result<Exit> {
     let config = args.common.load()?;
+    config.check_schedules()?;
     let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
     let owner = Account::owner_of(&cluster.data_directory);
     for repository in &config.repository {

@@ -70,6 +70,7 @@ struct ContinuousListing {
 /// Prints the schedule.
 pub fn run(args: &ScheduleArgs) -> Result<Exit> {
     let config = Config::load(args.config.as_deref())?;
+    config.check_schedules()?;
     if let Some(name) = &args.cluster {
         config.cluster(Some(name))?;
     }

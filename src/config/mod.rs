@@ -326,10 +326,35 @@ impl Config {
             .collect()
     }
 
+    /// Checks what only the daemon needs: schedules, its own settings, the heartbeat's. Loading
+    /// does not: a slip in a schedule must hold up neither archiving nor a restore.
+    ///
+    /// # Errors
+    /// A field is wrong (exit code 2); it is named.
+    pub fn check_schedules(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::usage(what).at(self.path.display()));
+        let own = self.cluster.iter();
+        let own = own.filter_map(|(name, cluster)| {
+            Some((
+                format!("cluster.{name}.schedule"),
+                cluster.schedule.as_ref()?,
+            ))
+        });
+        for (place, schedule) in own.chain([("schedule".to_owned(), &self.schedule)]) {
+            if let Err(why) = schedule.lines() {
+                return wrong(format!("{place}.{why}"));
+            }
+        }
+        let settings = self.daemon.validate();
+        settings
+            .and_then(|()| self.heartbeat.validate())
+            .or_else(wrong)
+    }
+
     /// When the daemon does what for `cluster`: its own schedule as a whole, else `[schedule]`.
     ///
     /// # Errors
-    /// None in a configuration that was loaded: loading has read the lines.
+    /// A line is wrong; [`check_schedules`](Self::check_schedules) names it.
     pub fn schedule_of(&self, cluster: &ClusterConfig) -> Result<ScheduleLines> {
         let schedule = cluster.schedule.as_ref().unwrap_or(&self.schedule);
         schedule
@@ -394,9 +419,6 @@ impl Config {
             .validate(self.push_targets().count())
             .and_then(|()| self.archive.validate())
             .and_then(|()| self.fetch.validate())
-            .and_then(|()| self.validate_schedules())
-            .and_then(|()| self.daemon.validate())
-            .and_then(|()| self.heartbeat.validate())
             .or_else(wrong)?;
         for check in &self.drill.check {
             let given = [
@@ -417,19 +439,6 @@ impl Config {
 }
 
 impl Config {
-    fn validate_schedules(&self) -> Result<(), String> {
-        let wrong = |place: &str, why: String| format!("{place}.{why}");
-        let read = self.schedule.lines();
-        read.map_err(|why| wrong("schedule", why))?;
-        for (name, cluster) in &self.cluster {
-            if let Some(schedule) = &cluster.schedule {
-                let read = schedule.lines();
-                read.map_err(|why| wrong(&format!("cluster.{name}.schedule"), why))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Each copy has a source, and following sources ends at a repository that is pushed to.
     fn validate_copies(&self) -> Result<(), String> {
         for repository in &self.repository {

@@ -87,7 +87,7 @@ fn no_secret_is_printed_when_a_configuration_is() {
 }
 
 #[test]
-fn a_wrong_line_of_a_schedule_is_refused_with_its_field_named() {
+fn a_wrong_line_of_a_schedule_is_named_with_its_field_and_stops_only_the_daemon() {
     for (text, field, word) in [
         (
             "[schedule]\nfull = \"0 25 * * *\"",
@@ -130,7 +130,9 @@ fn a_wrong_line_of_a_schedule_is_refused_with_its_field_named() {
             "absolute",
         ),
     ] {
-        let error = parse(&format!("{GOOD}\n{text}\n")).unwrap_err();
+        // Archiving and restores go on.
+        let config = parse(&format!("{GOOD}\n{text}\n")).unwrap();
+        let error = config.check_schedules().unwrap_err();
         assert_eq!(error.exit(), Exit::Usage, "{text}");
         let said = error.to_string();
         assert!(said.contains(field) && said.contains(word), "{said}");
@@ -143,6 +145,7 @@ fn a_cluster_has_the_common_schedule_or_one_of_its_own_and_copies_are_continuous
         + "[schedule]\nfull = \"0 1 * * 0\"\ncopy = \"continuous\"\ntimezone = \"Europe/Berlin\"\n\
            [cluster.own]\ndata_directory = \"/own\"\n[cluster.own.schedule]\ncopy = \"@hourly\"\n";
     let config = parse(&text).unwrap();
+    config.check_schedules().unwrap();
     let of = |name: &str| config.schedule_of(&config.cluster[name]).unwrap();
     let main = of("main").full.unwrap();
     assert_eq!(

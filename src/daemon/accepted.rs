@@ -29,8 +29,10 @@ impl Accepted {
                 .because(error)
                 .hint("name it with --config FILE or in $SEAWALL_CONFIG")
         })?;
+        let config = Config::parse(&text, path)?;
+        config.check_schedules()?;
         Ok(Self {
-            config: Arc::new(Config::parse(&text, path)?),
+            config: Arc::new(config),
             text,
         })
     }

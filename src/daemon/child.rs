@@ -162,7 +162,8 @@ async fn pass_on(from: Option<impl AsyncRead + Unpin>, name: String) -> VecDeque
 fn log(name: &str, line: &str) {
     let line = line.trim_start();
     let plain = |level: &str| line.strip_prefix(level).map(str::trim_start);
-    if let Some(line) = plain("ERROR ").or_else(|| plain("error: ")) {
+    // Its last error is our own to say: only the daemon knows whether it is news.
+    if let Some(line) = plain("ERROR ") {
         tracing::error!("{name}: {line}");
     } else if let Some(line) = plain("WARN ").or_else(|| plain("warning: ")) {
         tracing::warn!("{name}: {line}");
@@ -187,7 +188,8 @@ async fn keep(from: Option<impl AsyncRead + Unpin>) -> String {
 fn last_words(status: ExitStatus, talk: &VecDeque<String>, data: &str) -> String {
     use std::os::unix::process::ExitStatusExt;
     let error = talk.iter().rposition(|line| line.starts_with("error: "));
-    let error = error.map(|at| talk.iter().skip(at).map(|line| line.trim()));
+    let plain = |line: &String| line.trim().trim_start_matches("error: ").to_owned();
+    let error = error.map(|at| talk.iter().skip(at).map(plain));
     let headline = data.lines().find(|line| !line.trim().is_empty());
     match (status.code(), error, headline, talk.back()) {
         (None, ..) => format!("ended by signal {}", status.signal().unwrap_or_default()),
@@ -243,7 +245,7 @@ mod tests {
         )
         .await;
         assert_eq!(failed.exit, Some(1));
-        assert_eq!(failed.said, "error: no room; hint: free some");
+        assert_eq!(failed.said, "no room; hint: free some");
         let silent = run_script("exit 7").await;
         assert_eq!(silent.said, "exit code 7");
         let killed = run_script("kill -9 $$").await;

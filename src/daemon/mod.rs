@@ -226,7 +226,7 @@ impl Daemon {
         let repeated = record
             .last
             .as_ref()
-            .is_some_and(|last| last.said == run.said);
+            .is_some_and(|last| is_the_same(&last.said, &run.said));
         let (result, said) = (run.result, run.said.clone());
         if let Some(waiting) = &record.waiting {
             tracing::info!("{job}: went on; it had waited since {:.0}", waiting.since);
@@ -407,6 +407,15 @@ impl Daemon {
         }
         text
     }
+}
+
+/// Whether two errors say the same, but for names, positions and figures.
+fn is_the_same(one: &str, other: &str) -> bool {
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        let words = text.split_whitespace();
+        words.filter(|word| !word.bytes().any(|byte| byte.is_ascii_digit()))
+    }
+    words(one).eq(words(other))
 }
 
 /// One attempt: the look, and then the command, with the claim held as long as it runs.
