@@ -117,6 +117,11 @@ impl SystemKeys {
         format!("{}/{name}", self.wal_directory(name))
     }
 
+    /// The directory that says which segments of a timeline retention removed.
+    pub fn expired(&self, timeline: TimelineId) -> String {
+        format!("{}/expired/{}", self.root, timeline.hex())
+    }
+
     /// The directory of restore points.
     pub fn points(&self) -> String {
         format!("{}/points", self.root)

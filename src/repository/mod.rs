@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod codec;
 pub mod commits;
 pub mod drills;
+pub mod expired;
 pub mod health;
 pub mod index;
 pub mod keys;

@@ -320,6 +320,7 @@ impl System {
         };
         let mut wal = TimelineWal {
             stored_ahead,
+            expired: self.expired(timeline, size).await?,
             ..TimelineWal::default()
         };
         let mut previous: Option<WalObject> = None;
