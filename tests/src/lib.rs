@@ -20,6 +20,7 @@
 pub mod archiver;
 pub mod azurite;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod faulty;
 pub mod garage;
@@ -45,6 +46,7 @@ pub mod version;
 
 pub use archiver::Archiver;
 pub use cli::{archive, drill, fetch, restore, seawall};
+pub use clock::Clock;
 pub use config::{Config, ConfigFile, Repository};
 pub use garage::Garage;
 pub use job::Job;
