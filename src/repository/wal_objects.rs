@@ -109,6 +109,14 @@ impl System {
             .collect())
     }
 
+    /// The contents that were set aside, of all files: one listing.
+    pub async fn contents_set_aside(&self) -> Result<BTreeSet<(WalFileName, PlainDigest)>> {
+        let listing = self.store().list_stream(&self.keys().all_set_aside(), None);
+        let objects = listing.try_filter_map(async |info| Ok(WalObject::of_key(&info.key)));
+        let contents = objects.map_ok(|object| (object.name, object.digest));
+        Ok(contents.try_collect().await?)
+    }
+
     /// What is held of the segments of the same log from `segment` on: one listing.
     pub async fn held_from(&self, segment: SegmentName) -> Result<BTreeMap<SegmentName, Held>> {
         let mut objects: BTreeMap<SegmentName, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();

@@ -33,7 +33,7 @@ impl Engine {
                     aim.register(&self.control).await?;
                     match aim.system().held(name).await? {
                         Held::One(there, _) if there.digest == object.digest => return Ok(()),
-                        Held::Absent => {}
+                        Held::Absent => aim.refuse_set_aside(object, &aim.aside().await?)?,
                         _ => return Err(aim.system().conflict(name, &[object.digest])),
                     }
                     copy(source, aim.system(), object, self.largest(name)).await?;
