@@ -200,16 +200,18 @@ impl Call<'_> {
             }
             Err(_) => return,
         }
-        let path = Path::new("pg_wal").join(asked.to_string());
-        let arguments: [&OsStr; 6] = [
-            "--work-ahead".as_ref(),
-            "--config".as_ref(),
-            self.config.path.as_os_str(),
-            "--cluster".as_ref(),
-            self.whose.cluster.as_ref(),
-            path.as_os_str(),
-        ];
-        ahead::start(&arguments, &self.data);
+        let started = super::worker("seawall-archive")
+            .arg("--work-ahead")
+            .arg("--config")
+            .arg(&self.config.path)
+            .args(["--cluster", &self.whose.cluster])
+            .arg(Path::new("pg_wal").join(asked.to_string()))
+            .current_dir(self.data.path())
+            .spawn();
+        if let Err(error) = started {
+            // It is no harm: this call does its own part.
+            tracing::debug!("cannot start to work ahead: {error}");
+        }
     }
 
     /// The process that works ahead.

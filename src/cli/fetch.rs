@@ -6,7 +6,6 @@ use std::fs::Metadata;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use clap::Parser;
 
@@ -272,19 +271,13 @@ fn go_ahead(
     let Some(lock) = spool.begin()? else {
         return Ok(());
     };
-    let program = std::env::current_exe().on("find", "this program")?;
-    std::process::Command::new(&program)
+    super::worker("seawall-fetch")
         .args(std::env::args_os().skip(1))
         .arg("--prefetch")
-        // Measured: glibc's arenas, one a thread, take more than the work itself.
-        .env("MALLOC_ARENA_MAX", "1")
-        // The lock is the worker's from its first moment to its last. PostgreSQL's pipes are
-        // not: it would wait for their end.
+        // The lock is the worker's from its first moment to its last.
         .stdin(lock)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
         .spawn()
-        .on("start", &program)?;
+        .on("start", "/proc/self/exe")?;
     Ok(())
 }
 

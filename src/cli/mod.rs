@@ -17,8 +17,9 @@ pub mod wal_resolve;
 pub mod wal_verify;
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -112,6 +113,21 @@ pub fn start_logging(level: tracing::Level) {
 /// Objects and files of ours are for PostgreSQL's user and its group only.
 pub fn set_umask() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
+}
+
+/// This program once more, to be started as a worker that outlives us: see [`detach`]. It holds
+/// none of our files, so that nobody waits for it.
+fn worker(program: &str) -> Command {
+    // Also where the file was replaced by a newer version meanwhile.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(program)
+        // Measured: glibc's arenas, one a thread, double what the work itself takes.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
 }
 
 /// Makes this process a worker that outlives the server's command which started it: signals

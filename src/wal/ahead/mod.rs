@@ -11,8 +11,6 @@ mod repair;
 pub mod spool;
 
 use std::fs::File;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -244,24 +242,6 @@ impl Run {
         let number = segment.number(self.control.segment_size);
         segment.timeline == self.asked.timeline
             && number.is_ok_and(|number| (self.oldest..=self.next).contains(&number))
-    }
-}
-
-/// Starts this program once more to work ahead. It holds none of our files, so that nobody
-/// waits for it. A failure is no harm.
-pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
-    let started = Command::new("/proc/self/exe")
-        .arg0("seawall-archive")
-        .args(arguments)
-        // Measured: glibc's arenas, one a thread, double what the work itself takes.
-        .env("MALLOC_ARENA_MAX", "1")
-        .current_dir(data.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    if let Err(error) = started {
-        tracing::debug!("cannot start to work ahead: {error}");
     }
 }
 
