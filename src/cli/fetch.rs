@@ -133,10 +133,7 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
     if let Err(error) = Spool::discard_orphaned(destination) {
         tracing::warn!("{}", error.one_line());
     }
-    let runtime = runtime()?;
-    let fetched = runtime.block_on(call.ask(&turn));
-    // A disk that hangs must not keep us.
-    runtime.shutdown_background();
+    let fetched = super::run_to_end(call.ask(&turn));
     if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
         && let Err(error) = go_ahead(
             spool,
@@ -297,26 +294,17 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
             return Ok(());
         };
         let (systems, _) = call.systems()?;
-        let runtime = runtime()?;
-        let done = runtime.block_on(async {
+        let done = super::run_to_end(async {
             tokio::select! {
                 done = fetch::prefetch(systems, &spool, &lock, &call.request, ahead) => done,
                 () = super::interrupted() => Ok(()),
             }
         });
-        runtime.shutdown_background();
         spool.end(&lock).and(done)
     };
     // Nobody would read why; the next call asks for itself.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     0
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed("cannot start the runtime").because(error))
 }
 
 /// `%p` is `pg_wal/RECOVERYXLOG` below PostgreSQL's working directory; pg_rewind gives
