@@ -2,9 +2,7 @@
 //! 200 (anything else) and nothing else, whatever happens: PostgreSQL takes every code from 1
 //! to 125 for "absent", and opens the database.
 
-use std::fs::Metadata;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -151,8 +149,6 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
 struct Call<'a> {
     args: &'a FetchArgs,
     config: Config,
-    /// What the configuration's file was before it was read.
-    config_file: Option<Metadata>,
     cluster: String,
     control: ControlFile,
     request: Request<'a>,
@@ -161,8 +157,6 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn of(args: &'a FetchArgs, destination: &'a Path, data_directory: &Path) -> Result<Self> {
         let name: WalFileName = args.name.parse()?;
-        // Edited between the two looks it is taken for another file, never for this one.
-        let config_file = std::fs::metadata(Config::locate(args.common.config.as_deref())?).ok();
         let config = args.common.load()?;
         let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
         let cluster = cluster.to_owned();
@@ -184,7 +178,6 @@ impl<'a> Call<'a> {
         Ok(Self {
             args,
             config,
-            config_file,
             cluster,
             control,
             request,
@@ -222,25 +215,17 @@ impl<'a> Call<'a> {
     /// The spool for this request, and how far ahead it goes, unless nothing is fetched ahead.
     fn spool(&self) -> Option<(Spool, Ahead)> {
         let ahead = Ahead::of(&self.config.fetch, self.control.segment_size)?;
-        // All that decides what a segment's bytes are. An edited file is another one: what was
-        // fetched with the old one is not looked at any more.
-        let file = self.config_file.as_ref()?;
+        // All that decides what a segment's bytes are. An edited configuration is another one:
+        // what was fetched with the old one is not looked at any more.
         let source = format!(
-            "{} {:?} {} {} {:?} {:?} {:?} {:?}",
+            "{} {:?} {} {} {:?} {:?} {}",
             env!("CARGO_PKG_VERSION"),
             self.cluster,
             self.control.system_id,
             self.control.segment_size,
             self.args.new_tablespaces,
             self.args.repository,
-            self.config.path,
-            (
-                file.dev(),
-                file.ino(),
-                file.size(),
-                file.mtime(),
-                file.mtime_nsec()
-            ),
+            self.config.digest,
         );
         let spool = Spool::of(&self.request, PlainDigest::of(source.as_bytes()))?;
         Some((spool, ahead))
