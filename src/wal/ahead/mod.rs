@@ -23,6 +23,7 @@ use super::identity::Identity;
 use super::missing::Missing;
 use super::push::{Engine, WalFile};
 use crate::config::Config;
+use crate::digest::PlainDigest;
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
@@ -158,8 +159,8 @@ impl Ahead {
 
     /// Whether the configuration is the one that we work by.
     fn is_configured_so(&self) -> bool {
-        Config::load(Some(&self.configuration))
-            .is_ok_and(|config| config.digest == self.whose.configuration)
+        std::fs::read(&self.configuration)
+            .is_ok_and(|text| PlainDigest::of(&text) == self.whose.configuration)
     }
 
     /// Archives one segment and records it, unless somebody else is at it.
