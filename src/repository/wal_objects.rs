@@ -13,11 +13,9 @@ use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
+use crate::postgres::wal_file::LARGEST_TEXT;
 use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::storage::ObjectInfo;
-
-/// `.history` and `.backup` files are small texts; what is larger is none of them.
-const SMALL_FILE: u64 = 1 << 20;
 
 /// How many directories of a timeline are listed at once. Each is one log: 256 segments of
 /// 16 MiB, 4,096 of 1 MiB.
@@ -292,10 +290,11 @@ impl System {
         }
         let stored = self
             .store()
-            .get_limited(&key, SMALL_FILE)
+            .get_limited(&key, LARGEST_TEXT)
             .await?
             .ok_or_else(|| wrong("it was listed and is gone".to_owned()))?;
-        let plain = codec::decode(&stored, SMALL_FILE).map_err(|error| wrong(error.to_string()))?;
+        let plain =
+            codec::decode(&stored, LARGEST_TEXT).map_err(|error| wrong(error.to_string()))?;
         let found = PlainDigest::of(&plain);
         if found != object.digest {
             return Err(wrong(format!("its content has the digest {found}")));

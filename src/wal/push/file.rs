@@ -17,9 +17,6 @@ use crate::repository::bridge::ObjectWriter;
 use crate::repository::codec::PieceCompressor;
 use crate::wal::identity::Identity;
 
-/// `.history` and `.backup` files are small texts.
-pub(super) const LARGEST_TEXT: u64 = 1 << 20;
-
 /// What is read at once: it stays in the processor's cache until it is digested and compressed.
 const PIECE: usize = 256 << 10;
 
@@ -63,7 +60,7 @@ impl WalFile {
                 .map_err(refuse)?;
             }
             WalFileName::History(_) | WalFileName::BackupHistory(..) => {
-                if size == 0 || size > LARGEST_TEXT {
+                if !name.sizes(control.segment_size).contains(&size) {
                     return Err(refuse(FormatError::new(
                         "history file",
                         format!("{size} bytes is not the size of one"),
