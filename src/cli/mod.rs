@@ -17,8 +17,9 @@ pub mod wal_resolve;
 pub mod wal_verify;
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -114,6 +115,21 @@ pub fn set_umask() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
 }
 
+/// This program once more, to be started as a worker that outlives us: see [`detach`]. It holds
+/// none of our files, so that nobody waits for it.
+fn worker(program: &str) -> Command {
+    // Also where the file was replaced by a newer version meanwhile.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(program)
+        // Measured: glibc's arenas, one a thread, double what the work itself takes.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
 /// Makes this process a worker that outlives the server's command which started it: signals
 /// for the server and all that it started are none for it, and it keeps none of the server's
 /// files open. Up to version 15 PostgreSQL's commands inherit those, and who keeps them keeps
@@ -156,6 +172,19 @@ pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
     // Threads that still compress must not delay the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     exit
+}
+
+/// Runs what PostgreSQL waits for: on one thread for the stores, and tokio's blocking threads for
+/// compression and files. A start costs less than with a pool.
+fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    let result = runtime.block_on(work);
+    // A disk that hangs must not keep us: what is not finished does not count.
+    runtime.shutdown_background();
+    result
 }
 
 /// Waits for Ctrl-C, SIGTERM, or the end of the terminal.

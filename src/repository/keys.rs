@@ -105,11 +105,16 @@ impl SystemKeys {
         format!("{}/{object}", self.wal_directory(object.name))
     }
 
+    /// The directory of the WAL objects that lost a conflict.
+    pub fn all_set_aside(&self) -> String {
+        format!("{}/set-aside", self.root)
+    }
+
     /// Where a WAL object goes that lost a conflict: the same path below `set-aside`.
     pub fn set_aside(&self, object: WalObject) -> String {
         let (wal, key) = (self.wal(), self.wal_object(object));
         let below = key.strip_prefix(&wal).unwrap_or(&key);
-        format!("{}/set-aside{below}", self.root)
+        format!("{}{below}", self.all_set_aside())
     }
 
     /// A key that sorts before every object of `name` and after those of smaller names.

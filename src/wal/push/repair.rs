@@ -1,15 +1,16 @@
 //! Bringing one repository a file that another holds.
 
+use std::io::Read;
+
 use super::Engine;
-use super::file::LARGEST_TEXT;
-use crate::digest::PlainHasher;
 use crate::error::{Error, Result};
-use crate::postgres::WalFileName;
+use crate::postgres::{SegmentSize, WalFileName};
 use crate::repository::System;
 use crate::repository::bridge::{ObjectReader, ObjectWriter};
 use crate::repository::codec;
 use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
+use crate::wal::object::Hashing;
 
 impl Engine {
     /// Brings `repository` the object of `name` from the first other repository that holds it,
@@ -33,10 +34,10 @@ impl Engine {
                     aim.register(&self.control).await?;
                     match aim.system().held(name).await? {
                         Held::One(there, _) if there.digest == object.digest => return Ok(()),
-                        Held::Absent => {}
+                        Held::Absent => aim.refuse_set_aside(object, &aim.aside().await?)?,
                         _ => return Err(aim.system().conflict(name, &[object.digest])),
                     }
-                    copy(source, aim.system(), object, self.largest(name)).await?;
+                    copy(source, aim.system(), object, self.control.segment_size).await?;
                     return aim.confirm(object).await;
                 }
                 Ok(_) => {}
@@ -45,17 +46,14 @@ impl Engine {
         }
         Err(nobody)
     }
-
-    /// The most plain bytes that an object of this name holds.
-    fn largest(&self, name: WalFileName) -> u64 {
-        match name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => self.control.segment_size.bytes(),
-            _ => LARGEST_TEXT,
-        }
-    }
 }
 
-async fn copy(source: &System, aim: &System, object: WalObject, largest: u64) -> Result<()> {
+async fn copy(
+    source: &System,
+    aim: &System,
+    object: WalObject,
+    segment_size: SegmentSize,
+) -> Result<()> {
     let key = source.keys().wal_object(object);
     let place = format!("{key} of {}", source.place());
     let gone = || Error::failed("it was listed and is gone").at(&place);
@@ -64,7 +62,7 @@ async fn copy(source: &System, aim: &System, object: WalObject, largest: u64) ->
     let reader = ObjectReader::new(stream);
     let writer = ObjectWriter::new(aim.store(), aim.keys().wal_object(object), size);
     let (written, writer) = tokio::task::spawn_blocking(move || {
-        let written = checked(reader, &writer, object, largest);
+        let written = checked(reader, &writer, object, segment_size);
         (written, writer)
     })
     .await
@@ -80,30 +78,20 @@ fn checked(
     reader: ObjectReader,
     writer: &ObjectWriter,
     object: WalObject,
-    largest: u64,
+    segment_size: SegmentSize,
 ) -> Result<()> {
     let damaged = |why: String| Error::failed(format!("{} is damaged: {why}", object.name));
     let wrong = |error: std::io::Error| damaged(error.to_string());
+    let largest = *object.name.sizes(segment_size).end();
     let passing = Passing { reader, writer };
-    let mut plain = codec::stream_decoder(passing).map_err(wrong)?;
-    let mut hasher = PlainHasher::default();
-    let mut buffer = vec![0; 256 << 10];
-    let mut total = 0;
-    loop {
-        let count = std::io::Read::read(&mut plain, &mut buffer).map_err(wrong)?;
-        if count == 0 {
-            break;
-        }
-        total += count as u64;
-        if total > largest {
-            return Err(damaged(format!("it holds more than {largest} bytes")));
-        }
-        hasher.update(&buffer[..count]);
+    let decoder = codec::stream_decoder(passing).map_err(wrong)?;
+    let mut plain = Hashing::new(decoder.take(largest + 1));
+    plain.drain().map_err(wrong)?;
+    if plain.count() > largest {
+        return Err(damaged(format!("it holds more than {largest} bytes")));
     }
-    match hasher.finish() {
-        digest if digest == object.digest => Ok(()),
-        digest => Err(damaged(format!("its content has the digest {digest}"))),
-    }
+    let is_right = plain.finish_as(object);
+    is_right.map_err(|trouble| damaged(trouble.to_string()))
 }
 
 /// A reader whose bytes also go into an upload.
