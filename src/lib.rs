@@ -8,13 +8,16 @@
 pub mod backup;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod digest;
 pub mod doctor;
 pub mod durable;
 pub mod error;
+pub mod heartbeat;
 pub mod postgres;
 pub mod privileges;
 pub mod progress;
 pub mod repository;
+pub mod schedule;
 pub mod storage;
 pub mod wal;

@@ -4,13 +4,16 @@
 pub mod archive;
 pub mod backup;
 pub mod check;
+pub mod daemon;
 pub mod drill;
 pub mod fetch;
+pub mod heartbeat;
 pub mod init;
 pub mod list;
 mod output;
 pub mod restore;
 pub mod restore_point;
+pub mod schedule;
 pub mod siblings;
 pub mod wal;
 pub mod wal_resolve;
@@ -25,7 +28,6 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, Exit, Result};
-use crate::postgres::connection::{ConnectionString, Surroundings};
 use crate::postgres::sql::Client;
 use crate::privileges::Account;
 
@@ -61,6 +63,12 @@ pub enum Verb {
     Restore(restore::RestoreArgs),
     /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
     Drill(drill::DrillArgs),
+    /// Do everything on its schedule, for all clusters, until it is stopped
+    Daemon(daemon::DaemonArgs),
+    /// Show the next runs of everything, and what came of the last ones
+    Schedule(schedule::ScheduleArgs),
+    /// Write a tiny message into the WAL, so that the newest recoverable moment is known
+    Heartbeat(heartbeat::HeartbeatArgs),
     /// Verify archived WAL, and settle conflicts in it
     Wal(wal::WalArgs),
     /// Archive one WAL file (runs seawall-archive)
@@ -187,9 +195,10 @@ fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-/// Waits for Ctrl-C, SIGTERM, or the end of the terminal.
+/// Waits for Ctrl-C, SIGTERM, the end of the terminal, or of the daemon that started this.
 pub async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
+    let orphaned = orphaned();
     match (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
@@ -200,10 +209,28 @@ pub async fn interrupted() {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
+                () = orphaned => {}
             }
         }
         _ => std::future::pending().await,
     }
+}
+
+/// Waits for the death of the daemon that supervises this process: it holds the other end of
+/// standard input. What such a process starts itself has another parent, and no supervisor.
+async fn orphaned() {
+    let supervisor = std::env::var(crate::daemon::child::SUPERVISOR).ok();
+    let parent = nix::unistd::getppid().to_string();
+    if supervisor != Some(parent) {
+        return std::future::pending().await;
+    }
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own: the runtime would wait at its end for a read that has none.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = tell.send(());
+    });
+    let _ = told.await;
 }
 
 /// Prints an error as people read it, and returns its exit code.
@@ -229,12 +256,7 @@ pub fn main(verb: impl FnOnce() -> Exit + std::panic::UnwindSafe) -> ExitCode {
 
 /// Connects to the cluster's server.
 pub(crate) async fn connect(cluster: &ClusterConfig) -> Result<Client> {
-    let text = match &cluster.connection {
-        Some(connection) => connection.resolve()?,
-        None => String::new(),
-    };
-    let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
-    Client::connect(&connection).await
+    Client::of_cluster(cluster).await
 }
 
 /// As root: becomes the owner of the data directory, so that what is written belongs to

@@ -1,89 +1,120 @@
-//! A clock that a test drives, for servers, stores and programs alike: Debian's libfaketime,
-//! preloaded into each of them. None of ours knows anything about it.
+//! A wall clock that the test drives, for every program that is started with its environment:
+//! libfaketime adds an offset to what the system says. Time that is measured (tokio's sleeps,
+//! time limits) goes on as it does. So a week passes in minutes, and no program has a hook for
+//! it.
 //!
-//! Only the time of day is driven; monotonic clocks, and with them time-outs, go on as ever,
-//! and so do the times of files: where those matter, the repository has to be a bucket.
+//! Times of files are real ones, whatever the clock says: do not let days pass over a local
+//! repository whose objects' age matters.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::scratch::{Scratch, set_mode};
+use crate::Scratch;
+use crate::cli::Call;
+use crate::process::Run;
+use crate::scratch::{give_to_owner, set_mode};
 
-/// The time of day for every process that has [`environment`](Self::environment).
+const LIBRARIES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+/// The clock. It begins with the real time, and stands in a file of a scratch directory.
 #[derive(Debug)]
 pub struct Clock {
     file: PathBuf,
-    ahead: Duration,
+    library: &'static str,
+    offset: AtomicI64,
 }
 
 impl Clock {
-    /// A clock that shows the next time that it is midnight UTC on a Sunday, so that a week of
-    /// schedule always is the same week. It goes on from there as any clock.
+    /// A clock that shows the real time.
     #[track_caller]
-    pub fn at_sunday_midnight(scratch: &Scratch) -> Self {
-        let file = scratch.directory("clock").join("offset");
-        let now = Timestamp::now();
-        let today = now.to_zoned(jiff::tz::TimeZone::UTC);
-        let days = 7 - i64::from(today.weekday().to_sunday_zero_offset());
-        let sunday = today
-            .start_of_day()
-            .and_then(|day| day.checked_add(jiff::Span::new().days(days)))
-            .expect("there is a next Sunday");
-        let ahead = sunday.timestamp().duration_since(now);
-        let mut clock = Self {
-            file,
-            ahead: Duration::ZERO,
+    pub fn new(scratch: &Scratch) -> Self {
+        let library = LIBRARIES
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .expect("libfaketime is not installed: run scripts/setup test");
+        let clock = Self {
+            file: scratch.join("clock"),
+            library,
+            offset: AtomicI64::new(0),
         };
-        clock.advance(ahead.unsigned_abs());
+        clock.advance(SignedDuration::ZERO);
         clock
     }
 
-    /// What processes need in their environment to follow this clock.
+    /// A clock that shows the midnight (UTC) at which the next Sunday begins: a week of
+    /// schedule is always the same week.
     #[track_caller]
-    pub fn environment(&self) -> Vec<(String, String)> {
-        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-        assert!(
-            std::path::Path::new(library).exists(),
-            "libfaketime is not installed: run scripts/setup test"
-        );
-        let file = self.file.display().to_string();
+    pub fn at_sunday_midnight(scratch: &Scratch) -> Self {
+        let clock = Self::new(scratch);
+        const DAY: i64 = 86_400;
+        // The epoch was a Thursday.
+        let (now, sunday) = (clock.now().as_second(), 3 * DAY);
+        let next = (now - sunday).div_euclid(7 * DAY) + 1;
+        clock.advance(SignedDuration::from_secs(next * 7 * DAY + sunday - now));
+        clock
+    }
+
+    /// What a program's environment must hold to live by this clock.
+    pub fn environment(&self) -> [(&'static str, String); 5] {
         [
-            ("LD_PRELOAD", library),
-            ("FAKETIME_TIMESTAMP_FILE", &file),
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            // A file keeps the time that it was written at, by the real clock: its offset would
-            // be that of the moment when somebody looks.
-            ("NO_FAKE_STAT", "1"),
+            ("LD_PRELOAD", self.library.to_owned()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            // Waits must take as long as they do.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            // It would add today's offset to the time of a file that was written days ago.
+            ("NO_FAKE_STAT", "1".to_owned()),
         ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec()
+    }
+
+    /// A program that lives by this clock.
+    pub fn run(&self, run: Run) -> Run {
+        let environment = self.environment().into_iter();
+        environment.fold(run, |run, (name, value)| run.env(name, value))
+    }
+
+    /// A call that lives by this clock.
+    pub fn call(&self, call: Call) -> Call {
+        call.with(|run| self.run(run))
     }
 
     /// What it shows.
     pub fn now(&self) -> Timestamp {
-        Timestamp::now() + SignedDuration::try_from(self.ahead).expect("some days")
+        Timestamp::now() + SignedDuration::from_secs(self.offset.load(Ordering::SeqCst))
     }
 
-    /// Puts it forward.
+    /// Puts it forward, or back.
     #[track_caller]
-    pub fn advance(&mut self, by: Duration) {
-        // The file has whole seconds.
-        self.ahead += Duration::from_secs(by.as_secs());
+    pub fn advance(&self, by: SignedDuration) {
+        let offset = self.offset.fetch_add(by.as_secs(), Ordering::SeqCst) + by.as_secs();
+        // In one step: a program may look at any moment.
         let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("+{}\n", self.ahead.as_secs())).expect("the clock is set");
+        std::fs::write(&new, format!("{offset:+}\n")).expect("the clock can be written");
         set_mode(&new, 0o644);
-        std::fs::rename(&new, &self.file).expect("the clock is set");
+        give_to_owner(&new);
+        std::fs::rename(&new, &self.file).expect("the clock can be set");
     }
 
-    /// Puts it forward to a moment; never back.
+    /// Puts it forward to just after a moment; never back.
     #[track_caller]
-    pub fn advance_to(&mut self, moment: Timestamp) {
-        let left = moment.duration_since(self.now());
-        if left.is_positive() {
-            self.advance(left.unsigned_abs() + Duration::from_secs(1));
-        }
+    pub fn advance_to(&self, moment: Timestamp) {
+        let left = moment.duration_since(self.now()).as_secs() + 2;
+        self.advance(SignedDuration::from_secs(left.max(0)));
+    }
+
+    /// Puts it forward until just after the next time that is a whole multiple of `period` of
+    /// the day, and returns that time.
+    #[track_caller]
+    pub fn advance_to_next(&self, period: SignedDuration) -> Timestamp {
+        let (now, period) = (self.now().as_second(), period.as_secs());
+        let next = (now / period + 1) * period;
+        self.advance(SignedDuration::from_secs(next + 1 - now));
+        Timestamp::from_second(next).expect("a time")
     }
 }

@@ -1,23 +1,22 @@
 //! A week of schedule in minutes, on a clock that the test drives.
 
-use std::time::Duration;
+use jiff::SignedDuration;
 
 use seawall_tests::{Clock, Garage, Job, Scratch};
 
 #[test]
 fn a_driven_clock_moves_postgresql_the_store_and_our_programs_alike() {
     let scratch = Scratch::new();
-    let mut clock = Clock::at_sunday_midnight(&scratch);
+    let clock = Clock::at_sunday_midnight(&scratch);
     let environment = clock.environment();
-    let garage = Garage::start_with(&scratch, environment.clone());
-    let words: Vec<_> = environment
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let garage = Garage::start_with(&scratch, &environment);
+    let words = environment
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
     let mut job = Job::over(&scratch, [garage.repository("near", "near", "pg")], &words);
     job.begin();
     job.backup_and_go_on("near");
-    clock.advance(Duration::from_secs(86_400));
+    clock.advance(SignedDuration::from_hours(24));
     let began = clock.now();
     job.backup_and_go_on("near");
     let list = job.seawall(&["list", "--json"]).success().json();
