@@ -8,6 +8,7 @@
 pub mod bridge;
 pub mod catalogue;
 pub mod codec;
+mod commit;
 pub mod commits;
 pub mod drills;
 pub mod health;
