@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use seawall::cli::{self, Seawall, Verb, backup, check, init, list, restore_point, siblings, wal};
+use seawall::cli::{
+    self, Seawall, Verb, backup, check, copy, init, list, restore_point, siblings, wal,
+};
 use seawall::error::{Error, Exit, Result};
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Init(args) => (args.common.log_level, Box::new(move || init::run(&args))),
         Verb::Check(args) => (args.common.log_level, Box::new(move || check::run(&args))),
         Verb::Backup(args) => (args.common.log_level, Box::new(move || backup::run(&args))),
+        Verb::Copy(args) => (args.common.log_level, Box::new(move || copy::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
         Verb::RestorePoint(args) => (
             args.common.log_level,

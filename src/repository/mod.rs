@@ -214,6 +214,16 @@ impl Repository {
         Ok(bytes.map(|bytes| self.parse_json(key, &bytes)))
     }
 
+    /// The bytes of one small JSON object as they lie there, for a copy of it. Absent is `None`;
+    /// one that its seal does not fit is an error.
+    pub(crate) async fn sealed_bytes(&self, key: &str) -> Result<Option<bytes::Bytes>> {
+        let bytes = self.store.get_limited(key, SMALL_OBJECT).await?;
+        if let Some(bytes) = &bytes {
+            self.parse_json::<serde_json::Value>(key, bytes)?;
+        }
+        Ok(bytes)
+    }
+
     fn parse_json<T: serde::de::DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<T> {
         let damaged = |why: String| {
             Error::failed(format!("{key} is damaged: {why}"))

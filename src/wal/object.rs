@@ -17,7 +17,7 @@ use crate::repository::keys::WalObject;
 use crate::storage::StorageError;
 
 /// `.history` and `.backup` files are small texts.
-const LARGEST_TEXT: u64 = 1 << 20;
+pub const LARGEST_TEXT: u64 = 1 << 20;
 
 /// An object that is what its key says.
 #[derive(Debug)]
@@ -165,7 +165,7 @@ fn check(
     }
 }
 
-fn has_digest(hasher: PlainHasher, object: WalObject) -> Result<(), Trouble> {
+pub(super) fn has_digest(hasher: PlainHasher, object: WalObject) -> Result<(), Trouble> {
     let digest = hasher.finish();
     if digest == object.digest {
         return Ok(());
@@ -175,7 +175,7 @@ fn has_digest(hasher: PlainHasher, object: WalObject) -> Result<(), Trouble> {
 }
 
 /// An error while plain bytes were read is the store's, or says that they are damaged.
-fn trouble(error: std::io::Error) -> Trouble {
+pub(super) fn trouble(error: std::io::Error) -> Trouble {
     match error.downcast::<StorageError>() {
         Ok(error) => Trouble::Unread(error.into()),
         Err(error) => Trouble::Damaged(error.to_string()),
