@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod backup;
 pub mod check;
+pub mod copy;
 pub mod daemon;
 pub mod drill;
 pub mod fetch;
@@ -57,6 +58,8 @@ pub enum Verb {
     Backup(backup::BackupArgs),
     /// Show backups, WAL, gaps, restore points and what one can recover to
     List(list::ListArgs),
+    /// Bring repositories that are copies what their sources hold, once or continuously
+    Copy(copy::CopyArgs),
     /// Make a named restore point and record it
     RestorePoint(restore_point::RestorePointArgs),
     /// Write a data directory that is ready to start (runs seawall-restore)
@@ -159,6 +162,19 @@ fn detach() {
 
 /// Runs a verb to its end on a runtime of its own; Ctrl-C, SIGTERM and SIGHUP give it up.
 pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
+    run_to_its_end(async {
+        tokio::select! {
+            done = work => done,
+            () = interrupted() => {
+                say("error: interrupted");
+                Ok(Exit::Failed)
+            }
+        }
+    })
+}
+
+/// The same for a verb that sees to signals itself.
+fn run_to_its_end<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -168,15 +184,8 @@ pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
             return report(&Error::failed("cannot start the runtime").because(error));
         }
     };
-    let exit = runtime.block_on(async {
-        tokio::select! {
-            done = work => done.unwrap_or_else(|error| report(&error)),
-            () = interrupted() => {
-                say("error: interrupted");
-                Exit::Failed
-            }
-        }
-    });
+    let exit = runtime.block_on(work);
+    let exit = exit.unwrap_or_else(|error| report(&error));
     // Threads that still compress must not delay the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     exit

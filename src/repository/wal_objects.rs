@@ -180,6 +180,19 @@ impl System {
         Ok(timelines)
     }
 
+    /// The logs of `timeline` that hold anything, ascending: one listing.
+    pub async fn logs(&self, timeline: TimelineId) -> Result<Vec<u32>> {
+        let directory = self.keys().timeline(timeline);
+        let listing = self.store().list_directory(&directory).await?;
+        let mut logs: Vec<u32> = listing
+            .directories
+            .iter()
+            .filter_map(|key| last_hex(key))
+            .collect();
+        logs.sort_unstable();
+        Ok(logs)
+    }
+
     /// The timelines whose `.history` files are here, ascending, by listing alone.
     pub async fn history_timelines(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.history_objects().await?.into_keys().collect())
@@ -224,7 +237,7 @@ impl System {
     }
 
     /// The `.history` files that are here, one object for each content: one listing.
-    async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
+    pub async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
         let mut listing = self.store().list_directory(&self.keys().wal()).await?;
         if listing.objects.is_empty() && listing.directories.is_empty() {
             // No WAL at all: either nothing is archived yet, or a store lists nothing where
