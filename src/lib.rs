@@ -8,6 +8,7 @@
 pub mod backup;
 pub mod cli;
 pub mod config;
+pub mod copy;
 pub mod daemon;
 pub mod digest;
 pub mod doctor;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use seawall::cli::{
-    self, Seawall, Verb, backup, check, daemon, heartbeat, init, list, restore_point, schedule,
-    siblings, wal,
+    self, Seawall, Verb, backup, check, copy, daemon, heartbeat, init, list, restore_point,
+    schedule, siblings, wal,
 };
 use seawall::error::{Error, Exit, Result};
 
@@ -37,6 +37,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Init(args) => (args.common.log_level, Box::new(move || init::run(&args))),
         Verb::Check(args) => (args.common.log_level, Box::new(move || check::run(&args))),
         Verb::Backup(args) => (args.common.log_level, Box::new(move || backup::run(&args))),
+        Verb::Copy(args) => (args.common.log_level, Box::new(move || copy::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
         Verb::RestorePoint(args) => (
             args.common.log_level,

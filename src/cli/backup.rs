@@ -5,7 +5,7 @@ use clap::{Parser, ValueEnum};
 use super::output::{print, print_json, size};
 use super::{Common, become_cluster_owner, connect};
 use crate::backup::{self, Settings};
-use crate::config::HumanDuration;
+use crate::config::{Config, HumanDuration, RepositoryConfig};
 use crate::error::{Error, Exit, Result};
 use crate::repository::Repository;
 use crate::repository::keys::BackupKind;
@@ -22,7 +22,7 @@ pub struct BackupArgs {
     /// The kind of backup
     #[arg(long, value_name = "KIND", default_value = "full")]
     pub kind: Kind,
-    /// The repository to write to [default: the first]
+    /// The repository to write to [default: the first that is no copy of another]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
     /// Files that are read, compressed and uploaded at once [default: backup.jobs]
@@ -67,12 +67,9 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
         fast: !args.spread_checkpoint,
         label: format!("seawall {}", BackupKind::Full),
     };
-    let repository = args.repository.clone().into_iter().collect::<Vec<_>>();
+    let repository = target(&config, args.repository.as_deref())?;
     Ok(super::run(async {
-        let repositories = Repository::open_all(&config, &repository)?;
-        let repository = repositories
-            .first()
-            .ok_or_else(|| Error::usage("no repository is configured"))?;
+        let repository = &Repository::open(repository)?;
         let client = connect(cluster).await?;
         let started = std::time::Instant::now();
         let marker = backup::full(&settings, &client, repository).await?;
@@ -99,4 +96,26 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
         }
         Ok(Exit::Done)
     }))
+}
+
+/// The repository that is written to. A copy is filled from its source, and by nobody else.
+fn target<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a RepositoryConfig> {
+    let Some(name) = name else {
+        let first = config.push_targets().next();
+        return first.ok_or_else(|| Error::usage("no repository is configured"));
+    };
+    let found = config.repositories(&[name.to_owned()])?;
+    let found = found
+        .first()
+        .ok_or_else(|| Error::usage("no repository is configured"))?;
+    match &found.copy_from {
+        None => Ok(found),
+        Some(source) => Err(Error::usage(format!(
+            "repository {name:?} is a copy of {source:?}, and takes no backups of its own"
+        ))
+        .at(config.path.display())
+        .hint(format!(
+            "take the backup into {source}; `seawall copy` brings it to {name}"
+        ))),
+    }
 }

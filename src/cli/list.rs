@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::output::print_json;
 use super::{Common, become_cluster_owner};
-use crate::config::RepositoryConfig;
-use crate::error::{Exit, Result};
+use crate::config::{Config, RepositoryConfig};
+use crate::copy::{Lag, lag_of};
+use crate::error::{Error, Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
 use crate::repository::keys::{BackupId, BackupKind};
@@ -70,6 +71,20 @@ struct ListedSystem {
     /// What --scan has read.
     #[serde(skip_serializing_if = "Option::is_none")]
     scan: Option<PointScan>,
+    /// What it lacks of the repository that it is a copy of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag: Option<ListedLag>,
+}
+
+/// How far a copy is behind its source.
+#[derive(Serialize)]
+struct ListedLag {
+    copy_from: String,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    lag: Option<Lag>,
+    /// Why it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -133,6 +148,17 @@ pub fn run(args: &ListArgs) -> Result<Exit> {
         for settings in config.repositories(&args.repository)? {
             let mut systems = Vec::new();
             let done = list_repository(settings, cluster, args.scan, &mut systems).await;
+            if let Some(source) = &settings.copy_from {
+                // What is listed is worth a lot without the source, which may be lost.
+                for listed in &mut systems {
+                    let lag = lag_of(&config, settings, cluster, listed.system_id).await;
+                    listed.lag = Some(ListedLag {
+                        copy_from: source.clone(),
+                        unknown: lag.as_ref().err().map(Error::one_line),
+                        lag: lag.ok(),
+                    });
+                }
+            }
             let error = match done {
                 Err(error) if error.exit() == Exit::Usage => return Err(error),
                 // The others are listed all the same.
@@ -232,6 +258,7 @@ async fn list_system(
         restore_points,
         unreadable: catalogue.unreadable,
         scan,
+        lag: None,
     })
 }
 

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod backup;
 pub mod check;
+pub mod copy;
 pub mod daemon;
 pub mod drill;
 pub mod fetch;
@@ -20,8 +21,9 @@ pub mod wal_resolve;
 pub mod wal_verify;
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -56,6 +58,8 @@ pub enum Verb {
     Backup(backup::BackupArgs),
     /// Show backups, WAL, gaps, restore points and what one can recover to
     List(list::ListArgs),
+    /// Bring repositories that are copies what their sources hold, once or continuously
+    Copy(copy::CopyArgs),
     /// Make a named restore point and record it
     RestorePoint(restore_point::RestorePointArgs),
     /// Write a data directory that is ready to start (runs seawall-restore)
@@ -122,6 +126,21 @@ pub fn set_umask() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
 }
 
+/// This program once more, to be started as a worker that outlives us: see [`detach`]. It holds
+/// none of our files, so that nobody waits for it.
+fn worker(program: &str) -> Command {
+    // Also where the file was replaced by a newer version meanwhile.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(program)
+        // Measured: glibc's arenas, one a thread, double what the work itself takes.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
 /// Makes this process a worker that outlives the server's command which started it: signals
 /// for the server and all that it started are none for it, and it keeps none of the server's
 /// files open. Up to version 15 PostgreSQL's commands inherit those, and who keeps them keeps
@@ -143,6 +162,19 @@ fn detach() {
 
 /// Runs a verb to its end on a runtime of its own; Ctrl-C, SIGTERM and SIGHUP give it up.
 pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
+    run_to_its_end(async {
+        tokio::select! {
+            done = work => done,
+            () = interrupted() => {
+                say("error: interrupted");
+                Ok(Exit::Failed)
+            }
+        }
+    })
+}
+
+/// The same for a verb that sees to signals itself.
+fn run_to_its_end<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -152,18 +184,24 @@ pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
             return report(&Error::failed("cannot start the runtime").because(error));
         }
     };
-    let exit = runtime.block_on(async {
-        tokio::select! {
-            done = work => done.unwrap_or_else(|error| report(&error)),
-            () = interrupted() => {
-                say("error: interrupted");
-                Exit::Failed
-            }
-        }
-    });
+    let exit = runtime.block_on(work);
+    let exit = exit.unwrap_or_else(|error| report(&error));
     // Threads that still compress must not delay the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     exit
+}
+
+/// Runs what PostgreSQL waits for: on one thread for the stores, and tokio's blocking threads for
+/// compression and files. A start costs less than with a pool.
+fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    let result = runtime.block_on(work);
+    // A disk that hangs must not keep us: what is not finished does not count.
+    runtime.shutdown_background();
+    result
 }
 
 /// Waits for Ctrl-C, SIGTERM, the end of the terminal, or of the daemon that started this.

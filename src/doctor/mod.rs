@@ -2,6 +2,7 @@
 //! finding what to do. It changes nothing but a WAL switch and a probe object that it removes.
 
 mod backlog;
+mod copies;
 mod repository;
 mod server;
 
@@ -107,10 +108,16 @@ pub async fn examine(
         }
     };
     let mut repositories = Vec::new();
+    let mut pushed_to = Vec::new();
     for repository in &config.repository {
         // One that is away must not hide what is wrong with the others.
         match Repository::open(repository) {
-            Ok(repository) => repositories.push(repository),
+            Ok(opened) => {
+                if repository.copy_from.is_none() {
+                    pushed_to.push(opened.clone());
+                }
+                repositories.push(opened);
+            }
             Err(error) => findings.failed(&format!("repository {}", repository.name), &error),
         }
     }
@@ -135,7 +142,7 @@ pub async fn examine(
             client,
             cluster_name,
             control,
-            &repositories,
+            &pushed_to,
             patience,
             &mut findings,
         )
@@ -153,9 +160,16 @@ pub async fn examine(
             surveys.push((repository.system(cluster_name, control.system_id), survey));
         }
     }
-    repository::compare(&surveys, tried, &mut findings);
+    let is_copy = |name: &str| {
+        let mut all = config.repository.iter();
+        all.any(|repository| repository.name == name && repository.copy_from.is_some())
+    };
+    repository::compare(&surveys, is_copy, tried, &mut findings);
     if let Err(error) = repository::compare_contents(&surveys, &mut findings).await {
         findings.failed("repositories", &error);
+    }
+    if let Some(control) = &control {
+        copies::examine(config, cluster_name, control.system_id, &mut findings).await;
     }
     findings.0
 }

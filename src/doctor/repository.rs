@@ -149,14 +149,19 @@ fn some_of(items: &[String]) -> String {
 }
 
 /// Compares the repositories with each other: what one holds and another lacks is WAL that one
-/// disaster could take. Segments behind `until` may be on their way and are not compared.
+/// disaster could take. Segments behind `until` may be on their way and are not compared; how
+/// far a copy is behind its source is told elsewhere.
 pub(super) fn compare(
     surveys: &[(System, Survey)],
+    is_copy: impl Fn(&str) -> bool,
     until: Option<SegmentName>,
     findings: &mut Findings,
 ) {
     for (at, (system, survey)) in surveys.iter().enumerate() {
         let repository = system.repository();
+        if is_copy(repository.name()) {
+            continue;
+        }
         let others: Vec<&Survey> = surveys
             .iter()
             .enumerate()

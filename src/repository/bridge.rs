@@ -131,7 +131,7 @@ impl ObjectWriter {
 }
 
 /// S3 takes at most 10,000 parts of one object, and all but the last should be equal.
-fn part_size(size_hint: u64) -> usize {
+pub(crate) fn part_size(size_hint: u64) -> usize {
     const SMALLEST: u64 = 8 << 20;
     let needed = size_hint.div_ceil(9_000).next_multiple_of(1 << 20);
     needed.max(SMALLEST) as usize

@@ -4,11 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{BackupId, BackupKind};
-use super::{FORMAT, System, to_json};
+use super::{FORMAT, System};
 use crate::digest::StoredDigest;
 use crate::error::{Error, Result};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
-use crate::storage::Created;
 
 /// Everything that is known of a base backup, with the names, sizes and digests of all its
 /// objects.
@@ -201,28 +200,6 @@ impl System {
             .retryable(true)
         })?;
         Ok(Some(marker))
-    }
-
-    /// Commits a backup: puts its marker create-only and reads it back.
-    pub async fn commit(&self, marker: &Marker) -> Result<()> {
-        let key = self.keys().marker(&marker.id);
-        let created = self.store().put_new(&key, to_json(marker)?).await?;
-        if created != Created::Created {
-            return Err(
-                Error::failed(format!("backup {} is committed already", marker.id))
-                    .at(self.place()),
-            );
-        }
-        match self.marker(&marker.id).await? {
-            Some(_) => Ok(()),
-            None => Err(
-                Error::failed("the marker was written and is not there").at(format!(
-                    "{} of {}",
-                    key,
-                    self.place()
-                )),
-            ),
-        }
     }
 
     /// The names of all backups, finished or not, in the order of their names.

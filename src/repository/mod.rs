@@ -8,8 +8,10 @@
 pub mod bridge;
 pub mod catalogue;
 pub mod codec;
+mod commit;
 pub mod commits;
 pub mod drills;
+pub mod expired;
 pub mod health;
 pub mod index;
 pub mod keys;
@@ -211,6 +213,16 @@ impl Repository {
     ) -> Result<Option<Result<T>>> {
         let bytes = self.store.get_limited(key, SMALL_OBJECT).await?;
         Ok(bytes.map(|bytes| self.parse_json(key, &bytes)))
+    }
+
+    /// The bytes of one small JSON object as they lie there, for a copy of it. Absent is `None`;
+    /// one that its seal does not fit is an error.
+    pub(crate) async fn sealed_bytes(&self, key: &str) -> Result<Option<bytes::Bytes>> {
+        let bytes = self.store.get_limited(key, SMALL_OBJECT).await?;
+        if let Some(bytes) = &bytes {
+            self.parse_json::<serde_json::Value>(key, bytes)?;
+        }
+        Ok(bytes)
     }
 
     fn parse_json<T: serde::de::DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<T> {

@@ -13,11 +13,9 @@ use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
+use crate::postgres::wal_file::LARGEST_TEXT;
 use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::storage::ObjectInfo;
-
-/// `.history` and `.backup` files are small texts; what is larger is none of them.
-const SMALL_FILE: u64 = 1 << 20;
 
 /// How many directories of a timeline are listed at once. Each is one log: 256 segments of
 /// 16 MiB, 4,096 of 1 MiB.
@@ -109,6 +107,14 @@ impl System {
             .collect())
     }
 
+    /// The contents that were set aside, of all files: one listing.
+    pub async fn contents_set_aside(&self) -> Result<BTreeSet<(WalFileName, PlainDigest)>> {
+        let listing = self.store().list_stream(&self.keys().all_set_aside(), None);
+        let objects = listing.try_filter_map(async |info| Ok(WalObject::of_key(&info.key)));
+        let contents = objects.map_ok(|object| (object.name, object.digest));
+        Ok(contents.try_collect().await?)
+    }
+
     /// What is held of the segments of the same log from `segment` on: one listing.
     pub async fn held_from(&self, segment: SegmentName) -> Result<BTreeMap<SegmentName, Held>> {
         let mut objects: BTreeMap<SegmentName, Vec<(WalObject, ObjectInfo)>> = BTreeMap::new();
@@ -174,6 +180,19 @@ impl System {
         Ok(timelines)
     }
 
+    /// The logs of `timeline` that hold anything, ascending: one listing.
+    pub async fn logs(&self, timeline: TimelineId) -> Result<Vec<u32>> {
+        let directory = self.keys().timeline(timeline);
+        let listing = self.store().list_directory(&directory).await?;
+        let mut logs: Vec<u32> = listing
+            .directories
+            .iter()
+            .filter_map(|key| last_hex(key))
+            .collect();
+        logs.sort_unstable();
+        Ok(logs)
+    }
+
     /// The timelines whose `.history` files are here, ascending, by listing alone.
     pub async fn history_timelines(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.history_objects().await?.into_keys().collect())
@@ -218,7 +237,7 @@ impl System {
     }
 
     /// The `.history` files that are here, one object for each content: one listing.
-    async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
+    pub async fn history_objects(&self) -> Result<BTreeMap<TimelineId, Vec<WalObject>>> {
         let mut listing = self.store().list_directory(&self.keys().wal()).await?;
         if listing.objects.is_empty() && listing.directories.is_empty() {
             // No WAL at all: either nothing is archived yet, or a store lists nothing where
@@ -284,10 +303,11 @@ impl System {
         }
         let stored = self
             .store()
-            .get_limited(&key, SMALL_FILE)
+            .get_limited(&key, LARGEST_TEXT)
             .await?
             .ok_or_else(|| wrong("it was listed and is gone".to_owned()))?;
-        let plain = codec::decode(&stored, SMALL_FILE).map_err(|error| wrong(error.to_string()))?;
+        let plain =
+            codec::decode(&stored, LARGEST_TEXT).map_err(|error| wrong(error.to_string()))?;
         let found = PlainDigest::of(&plain);
         if found != object.digest {
             return Err(wrong(format!("its content has the digest {found}")));
@@ -320,6 +340,7 @@ impl System {
         };
         let mut wal = TimelineWal {
             stored_ahead,
+            expired: self.expired(timeline, size).await?,
             ..TimelineWal::default()
         };
         let mut previous: Option<WalObject> = None;

@@ -167,6 +167,8 @@ pub(super) enum Failure {
     Timeout(Duration),
     /// Wrong bytes came back; `true` when another attempt may bring the right ones.
     Corrupt(bool, String),
+    /// Another client's failure, judged by it.
+    Judged(Verdict),
     /// A call of ours within the attempt failed for good.
     Final(StorageError),
 }

@@ -22,7 +22,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    fn new(kind: ErrorKind, retryable: bool, cause: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ErrorKind, retryable: bool, cause: impl Into<String>) -> Self {
         let cause = cause.into();
         Self {
             kind,
@@ -77,6 +77,7 @@ pub(super) fn judge(failure: Failure) -> Result<Verdict, StorageError> {
             format!("no answer within {}", seconds(limit)),
         ),
         Failure::Corrupt(retryable, text) => Verdict::new(ErrorKind::Corrupt, retryable, text),
+        Failure::Judged(verdict) => verdict,
         Failure::Final(error) => return Err(error),
     };
     // "Timeout" alone helps nobody.
@@ -187,7 +188,7 @@ const RETRYABLE_CODES: &[&str] = &[
     "TooManyRequests",
 ];
 
-fn judge_status(status: u16, code: Option<&str>, text: &str) -> Verdict {
+pub(super) fn judge_status(status: u16, code: Option<&str>, text: &str) -> Verdict {
     let answer = match (code, message_of(text)) {
         (Some(code), Some(message)) => format!("the store answered {status} {code}: {message}"),
         (Some(code), None) => format!("the store answered {status} {code}"),

@@ -25,6 +25,7 @@ mod open;
 mod options;
 mod read;
 mod retry;
+mod s3;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod testing;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use list::{Listing, ObjectInfo};
 pub use options::Options;
 pub use read::ObjectStream;
 pub use retry::RetryPolicy;
+pub use s3::{CopyLimits, ServerSide};
 pub use upload::Upload;
 pub use write::{CreateOnly, Created};
 
@@ -103,6 +105,8 @@ struct Inner {
     backend: Arc<dyn Backend>,
     /// The same files as `backend`, for what object_store has no words for.
     local: Option<LocalFiles>,
+    /// The same bucket by S3's own interface, or why it is not used.
+    s3: Result<Arc<s3::Access>, String>,
     prefix: Path,
     retry: RetryPolicy,
     retries: AtomicU64,
@@ -123,6 +127,7 @@ impl Store {
                 provider: opened.provider,
                 backend: opened.backend,
                 local: opened.local,
+                s3: opened.s3,
                 prefix: opened.prefix,
                 retry: settings.retry,
                 retries: AtomicU64::new(0),
@@ -190,8 +195,8 @@ impl Store {
     /// Removes what writers that died left behind below `prefix`, if nobody has touched it for
     /// `older_than`, and says how much it was.
     ///
-    /// On local files these are staging files `name#N`. On object stores they are unfinished
-    /// multipart uploads, which only a lifecycle rule of the bucket removes for now.
+    /// On local files these are staging files `name#N`, on S3 unfinished multipart uploads. Other
+    /// stores remove theirs by themselves (Azure), or by a lifecycle rule of the bucket (Google).
     pub async fn sweep_leftovers(
         &self,
         prefix: &str,
@@ -199,6 +204,9 @@ impl Store {
     ) -> Result<usize, StorageError> {
         const ACTION: &str = "sweep leftovers below";
         let location = self.inner.directory(ACTION, prefix)?.unwrap_or_default();
+        if let Ok(access) = &self.inner.s3 {
+            return self.abort_dead_uploads(access, prefix, older_than).await;
+        }
         let Some(local) = &self.inner.local else {
             return Ok(0);
         };
@@ -221,6 +229,8 @@ impl Store {
                 provider: inner.provider,
                 backend: wrap(Arc::clone(&inner.backend)),
                 local: inner.local.clone(),
+                // What goes past the backend would go past its faults.
+                s3: Err("the store is wrapped".to_owned()),
                 prefix: inner.prefix.clone(),
                 retry: inner.retry,
                 retries: AtomicU64::new(0),

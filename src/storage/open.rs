@@ -29,6 +29,7 @@ use super::options::{
     AZURE_CREDENTIAL_VARIABLES, AZURE_KEYS, CLIENT_KEYS, GOOGLE_CREDENTIAL_VARIABLES, GOOGLE_KEYS,
     S3_CREDENTIAL_VARIABLES, S3_KEYS,
 };
+use super::s3::Access;
 use super::{Backend, Options, Provider, StoreSettings};
 
 /// An opened backend.
@@ -37,6 +38,8 @@ pub(super) struct Opened {
     pub(super) provider: Provider,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) local: Option<LocalFiles>,
+    /// S3's own interface, or why it is not used.
+    pub(super) s3: Result<Arc<Access>, String>,
     pub(super) prefix: Path,
 }
 
@@ -54,6 +57,7 @@ pub(super) fn open(
         provider,
         backend,
         local: None,
+        s3: Err("this is no store of S3's".to_owned()),
         prefix: place.prefix.clone(),
     };
     match place.provider {
@@ -84,7 +88,11 @@ pub(super) fn open(
                 ..opened(Provider::Memory, memory(place.prefix.as_ref()))
             })
         }
-        Provider::S3 => Ok(opened(Provider::S3, place.s3(options, environment)?)),
+        Provider::S3 => {
+            let (backend, s3) = place.s3(options, environment)?;
+            let opened = opened(Provider::S3, backend);
+            Ok(Opened { s3, ..opened })
+        }
         Provider::Google => Ok(opened(
             Provider::Google,
             place.google(options, environment)?,
@@ -126,6 +134,9 @@ fn memory(name: &str) -> Arc<dyn Backend> {
         .unwrap_or_else(PoisonError::into_inner);
     Arc::clone(named.entry(name.to_owned()).or_default()) as Arc<dyn Backend>
 }
+
+/// An S3 bucket by object_store, and by S3's own interface or why it is not used.
+type S3 = (Arc<dyn Backend>, Result<Arc<Access>, String>);
 
 /// What a URL says.
 struct Place {
@@ -231,11 +242,7 @@ impl Place {
         result.map_err(|error| self.wrong(text_of(&error)))
     }
 
-    fn s3(
-        &self,
-        options: &Options,
-        environment: Environment<'_>,
-    ) -> Result<Arc<dyn Backend>, StorageError> {
+    fn s3(&self, options: &Options, environment: Environment<'_>) -> Result<S3, StorageError> {
         use AmazonS3ConfigKey as Key;
         let mut given: Vec<(Key, String)> = Vec::new();
         for (name, value) in &options.0 {
@@ -258,7 +265,8 @@ impl Place {
             Key::SkipSignature,
             Key::MetadataEndpoint,
         ];
-        if !has(&given, &credentials) {
+        let own_credentials = has(&given, &credentials);
+        if !own_credentials {
             for name in S3_CREDENTIAL_VARIABLES {
                 if let Some(value) = environment(name) {
                     let key = name.to_ascii_lowercase();
@@ -297,10 +305,13 @@ impl Place {
             // TLS already guards the body on its way: hashing it once more for the signature
             // would cost as much as compressing it.
             .with_unsigned_payload(!plain);
+        let access = Access::new(&self.bucket, &given, own_credentials)
+            .map(Arc::new)
+            .map_err(|option| format!("the client for copies does not honour the option {option}"));
         for (key, value) in given {
             builder = builder.with_config(key, value);
         }
-        Ok(Arc::new(self.built(builder.build())?))
+        Ok((Arc::new(self.built(builder.build())?), access))
     }
 
     fn google(

@@ -1,6 +1,6 @@
 //! Archived WAL: pushing files into repositories, also ahead of PostgreSQL's asking, fetching
-//! them back, waiting for those that a base backup needs, verifying what lies there, and
-//! settling conflicts. A library, so that a daemon can use it as the archive_command does. It
+//! them back, waiting for those that a base backup needs, verifying what lies there,
+//! settling conflicts, and bringing an object from one repository to another. A library, so that a daemon can use it as the archive_command does. It
 //! knows nothing of base backups.
 
 pub mod ahead;
@@ -11,5 +11,6 @@ pub mod missing;
 pub mod object;
 pub mod push;
 pub mod resolve;
+pub mod transfer;
 pub mod verify;
 pub mod wait;

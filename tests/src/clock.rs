@@ -47,14 +47,29 @@ impl Clock {
         clock
     }
 
+    /// A clock that shows the midnight (UTC) at which the next Sunday begins: a week of
+    /// schedule is always the same week.
+    #[track_caller]
+    pub fn at_sunday_midnight(scratch: &Scratch) -> Self {
+        let clock = Self::new(scratch);
+        const DAY: i64 = 86_400;
+        // The epoch was a Thursday.
+        let (now, sunday) = (clock.now().as_second(), 3 * DAY);
+        let next = (now - sunday).div_euclid(7 * DAY) + 1;
+        clock.advance(SignedDuration::from_secs(next * 7 * DAY + sunday - now));
+        clock
+    }
+
     /// What a program's environment must hold to live by this clock.
-    pub fn environment(&self) -> [(&'static str, String); 4] {
+    pub fn environment(&self) -> [(&'static str, String); 5] {
         [
             ("LD_PRELOAD", self.library.to_owned()),
             ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
             // Waits must take as long as they do.
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            // It would add today's offset to the time of a file that was written days ago.
+            ("NO_FAKE_STAT", "1".to_owned()),
         ]
     }
 
@@ -84,6 +99,13 @@ impl Clock {
         set_mode(&new, 0o644);
         give_to_owner(&new);
         std::fs::rename(&new, &self.file).expect("the clock can be set");
+    }
+
+    /// Puts it forward to just after a moment; never back.
+    #[track_caller]
+    pub fn advance_to(&self, moment: Timestamp) {
+        let left = moment.duration_since(self.now()).as_secs() + 2;
+        self.advance(SignedDuration::from_secs(left.max(0)));
     }
 
     /// Puts it forward until just after the next time that is a whole multiple of `period` of

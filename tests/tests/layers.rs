@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("retention",  "config postgres storage repository wal"),
     ("heartbeat",  "config postgres storage repository wal"),
     // The doctor looks at all of them and changes nothing.
-    ("doctor",     "config postgres storage repository wal"),
+    ("doctor",     "config postgres storage repository wal copy"),
     // Packages of their own: the restore, and the drill, which uses it.
     ("seawall_restore", "config postgres storage repository wal backup"),
     ("seawall_drill",   "config postgres storage repository wal backup seawall_restore"),

@@ -23,6 +23,7 @@ pub(super) fn print_repository(repository: &ListedRepository) {
         print_timelines(&system.timelines);
         print_points(&system.restore_points);
         print_unusable(system);
+        print_lag(system);
         for id in &system.unfinished_backups {
             print(&format!("unfinished, or still running: {id}"));
         }
@@ -100,6 +101,21 @@ fn print_points(points: &[RestorePoint]) {
     if !points.is_empty() {
         let header = ["restore point", "timeline", "LSN", "time"];
         print(&table(&header, rows.collect()));
+    }
+}
+
+fn print_lag(system: &ListedSystem) {
+    let Some(listed) = &system.lag else { return };
+    let source = &listed.copy_from;
+    match (&listed.lag, &listed.unknown) {
+        (Some(lag), _) => print(&format!(
+            "copy of {source}: {}",
+            super::super::copy::describe(lag, source)
+        )),
+        (None, Some(why)) => print(&format!(
+            "copy of {source}: how far it is behind is unknown: {why}"
+        )),
+        (None, None) => {}
     }
 }
 

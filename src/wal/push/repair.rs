@@ -1,15 +1,13 @@
 //! Bringing one repository a file that another holds.
 
 use super::Engine;
-use super::file::LARGEST_TEXT;
-use crate::digest::PlainHasher;
 use crate::error::{Error, Result};
-use crate::postgres::WalFileName;
+use crate::postgres::{SegmentSize, WalFileName};
 use crate::repository::System;
-use crate::repository::bridge::{ObjectReader, ObjectWriter};
-use crate::repository::codec;
 use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
+use crate::wal::object::Trouble;
+use crate::wal::transfer::{Failure, transfer};
 
 impl Engine {
     /// Brings `repository` the object of `name` from the first other repository that holds it,
@@ -33,10 +31,10 @@ impl Engine {
                     aim.register(&self.control).await?;
                     match aim.system().held(name).await? {
                         Held::One(there, _) if there.digest == object.digest => return Ok(()),
-                        Held::Absent => {}
+                        Held::Absent => aim.refuse_set_aside(object, &aim.aside().await?)?,
                         _ => return Err(aim.system().conflict(name, &[object.digest])),
                     }
-                    copy(source, aim.system(), object, self.largest(name)).await?;
+                    copy(source, aim.system(), object, self.control.segment_size).await?;
                     return aim.confirm(object).await;
                 }
                 Ok(_) => {}
@@ -45,78 +43,21 @@ impl Engine {
         }
         Err(nobody)
     }
-
-    /// The most plain bytes that an object of this name holds.
-    fn largest(&self, name: WalFileName) -> u64 {
-        match name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => self.control.segment_size.bytes(),
-            _ => LARGEST_TEXT,
-        }
-    }
 }
 
-async fn copy(source: &System, aim: &System, object: WalObject, largest: u64) -> Result<()> {
-    let key = source.keys().wal_object(object);
-    let place = format!("{key} of {}", source.place());
-    let gone = || Error::failed("it was listed and is gone").at(&place);
-    let stream = source.store().get_stream(&key).await?.ok_or_else(gone)?;
-    let size = stream.size;
-    let reader = ObjectReader::new(stream);
-    let writer = ObjectWriter::new(aim.store(), aim.keys().wal_object(object), size);
-    let (written, writer) = tokio::task::spawn_blocking(move || {
-        let written = checked(reader, &writer, object, largest);
-        (written, writer)
-    })
-    .await
-    .map_err(|error| Error::failed("copying died").because(error))?;
-    match written {
-        Ok(()) => writer.finish().await.map(|_| ()),
-        Err(error) => Err(writer.give_up(error).await.at(place)),
-    }
-}
-
-/// Passes everything on, and opens it at the same time.
-fn checked(
-    reader: ObjectReader,
-    writer: &ObjectWriter,
+async fn copy(
+    source: &System,
+    aim: &System,
     object: WalObject,
-    largest: u64,
+    segment_size: SegmentSize,
 ) -> Result<()> {
-    let damaged = |why: String| Error::failed(format!("{} is damaged: {why}", object.name));
-    let wrong = |error: std::io::Error| damaged(error.to_string());
-    let passing = Passing { reader, writer };
-    let mut plain = codec::stream_decoder(passing).map_err(wrong)?;
-    let mut hasher = PlainHasher::default();
-    let mut buffer = vec![0; 256 << 10];
-    let mut total = 0;
-    loop {
-        let count = std::io::Read::read(&mut plain, &mut buffer).map_err(wrong)?;
-        if count == 0 {
-            break;
+    let place = format!("{} of {}", source.keys().wal_object(object), source.place());
+    match transfer(source, aim, object, segment_size).await {
+        Ok(_) => Ok(()),
+        Err(Failure::Source(Trouble::Damaged(why))) => {
+            Err(Error::failed(format!("{} is damaged: {why}", object.name)).at(place))
         }
-        total += count as u64;
-        if total > largest {
-            return Err(damaged(format!("it holds more than {largest} bytes")));
-        }
-        hasher.update(&buffer[..count]);
-    }
-    match hasher.finish() {
-        digest if digest == object.digest => Ok(()),
-        digest => Err(damaged(format!("its content has the digest {digest}"))),
-    }
-}
-
-/// A reader whose bytes also go into an upload.
-struct Passing<'a> {
-    reader: ObjectReader,
-    writer: &'a ObjectWriter,
-}
-
-impl std::io::Read for Passing<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.reader.read(buffer)?;
-        let piece = bytes::Bytes::copy_from_slice(&buffer[..count]);
-        self.writer.write(piece).map_err(std::io::Error::other)?;
-        Ok(count)
+        Err(Failure::Source(Trouble::Unread(error))) => Err(error.at(place)),
+        Err(Failure::Destination(error)) => Err(error),
     }
 }

@@ -1,0 +1,164 @@
+//! One object of a backup, verified by the SHA-256 that the backup's marker holds: by the store
+//! itself where it can, through this machine where it cannot.
+
+use futures::StreamExt;
+
+use super::Copier;
+use crate::digest::StoredHasher;
+use crate::error::{Error, Result};
+use crate::repository::System;
+use crate::repository::bridge::part_size;
+use crate::repository::marker::StoredObject;
+use crate::storage::{ServerSide, StorageError};
+
+/// How an object came to the copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrived {
+    /// It was there, whole.
+    Found,
+    /// The store copied it.
+    ServerSide,
+    /// Through this machine.
+    Streamed,
+}
+
+impl Copier {
+    /// Brings one object to `aim`, from the first of `sources` that has it whole. `there` is
+    /// the size of what lies there under its key.
+    ///
+    /// After `Ok` its bytes were read once, on their way or at the copy, and have the digest.
+    /// The inner error says why nobody's object is usable.
+    ///
+    /// # Errors
+    /// The copy's store, or the source's, does not do its work now.
+    pub(super) async fn bring(
+        &self,
+        sources: &[&System],
+        aim: &System,
+        directory: &str,
+        object: &StoredObject,
+        there: Option<u64>,
+    ) -> Result<Result<Arrived, String>> {
+        let key = &format!("{directory}/{}", object.key);
+        // What an interrupted copy left may not have been verified yet: it is read, and not
+        // copied again.
+        if there == Some(object.size) && self.is_whole(aim, key, object).await? {
+            return Ok(Ok(Arrived::Found));
+        }
+        let mut why = String::new();
+        for (at, source) in sources.iter().enumerate() {
+            let tried = self.from(source, aim, key, object).await;
+            match tried {
+                Ok(Ok(arrived)) => {
+                    if at > 0 {
+                        tracing::warn!(
+                            "{key} was copied from {}: {why}",
+                            source.repository().place()
+                        );
+                    }
+                    return Ok(Ok(arrived));
+                }
+                Ok(Err(unusable)) if at == 0 => why = unusable,
+                Ok(Err(_)) => {}
+                Err(error) if at == 0 => return Err(error),
+                Err(error) => tracing::debug!("{}", error.one_line()),
+            }
+        }
+        Ok(Err(why))
+    }
+
+    async fn from(
+        &self,
+        source: &System,
+        aim: &System,
+        key: &str,
+        object: &StoredObject,
+    ) -> Result<Result<Arrived, String>> {
+        if object.size >= self.settings.server_side_from && self.server_side(source) {
+            let limits = self.settings.limits;
+            let copied = aim
+                .store()
+                .copy_within_store(source.store(), key, object.size, limits);
+            match copied.await {
+                Ok(ServerSide::Copied) => {
+                    if self.is_whole(aim, key, object).await? {
+                        return Ok(Ok(Arrived::ServerSide));
+                    }
+                    // The source's is damaged: it must not look like a copy of this object.
+                    aim.store().delete(key).await?;
+                    return Ok(Err("its bytes do not have the digest in backup.json".into()));
+                }
+                Ok(ServerSide::Impossible(why)) => self.no_server_side(source, &why),
+                // The store may do what it is asked for in smaller pieces.
+                Err(error) => {
+                    tracing::warn!("{error}; its bytes are sent instead");
+                    aim.store().delete(key).await?;
+                }
+            }
+        }
+        self.stream(source, aim, key, object).await
+    }
+
+    /// Through this machine, in bounded memory. It is there only if its digest is right.
+    async fn stream(
+        &self,
+        source: &System,
+        aim: &System,
+        key: &str,
+        object: &StoredObject,
+    ) -> Result<Result<Arrived, String>> {
+        let Some(mut stream) = source.store().get_stream(key).await? else {
+            return Ok(Err("it is not there".into()));
+        };
+        if stream.size != object.size {
+            let (size, right) = (stream.size, object.size);
+            return Ok(Err(format!("it has {size} bytes instead of {right}")));
+        }
+        let mut upload = aim.store().upload(key, part_size(object.size), 2).await?;
+        let mut hasher = StoredHasher::default();
+        while let Some(piece) = stream.next().await {
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => {
+                    upload.abort().await;
+                    return unreadable(error);
+                }
+            };
+            hasher.update(&piece);
+            if let Err(error) = upload.write(piece).await {
+                upload.abort().await;
+                return Err(error.into());
+            }
+        }
+        if hasher.finish() != object.sha256 {
+            upload.abort().await;
+            return Ok(Err("its bytes do not have the digest in backup.json".into()));
+        }
+        upload.finish().await?;
+        Ok(Ok(Arrived::Streamed))
+    }
+
+    /// Reads what lies at the copy, and holds it against the digest.
+    async fn is_whole(&self, aim: &System, key: &str, object: &StoredObject) -> Result<bool> {
+        let Some(mut stream) = aim.store().get_stream(key).await? else {
+            return Ok(false);
+        };
+        if stream.size != object.size {
+            return Ok(false);
+        }
+        let mut hasher = StoredHasher::default();
+        while let Some(piece) = stream.next().await {
+            hasher.update(&piece.map_err(Error::from)?);
+        }
+        Ok(hasher.finish() == object.sha256)
+    }
+}
+
+/// An object that the store does not deliver whole is as good as damaged; a store that is away
+/// is not.
+fn unreadable<T>(error: StorageError) -> Result<Result<T, String>> {
+    match error.is_retryable() {
+        true => Err(error.into()),
+        false => Ok(Err(error.to_string())),
+    }
+}

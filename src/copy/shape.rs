@@ -1,0 +1,126 @@
+//! What may be copied of a timeline's segments: pure functions over what a listing said.
+
+use crate::postgres::history::TimelineHistory;
+use crate::postgres::{SegmentSize, TimelineId, WalFileName};
+use crate::repository::timeline_wal::TimelineWal;
+
+/// What the source holds of one timeline, as a copy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// The last segment to be copied.
+    pub(super) last: u64,
+    /// Whether the source holds more behind a segment that is on its way: then `last` is the
+    /// one before that.
+    pub(super) more_is_coming: bool,
+    /// First and last of the segments that are missing at the source for good.
+    pub(super) gaps: Vec<(u64, u64)>,
+}
+
+impl Shape {
+    /// Whether this file, of segment `number` or beside it, is to be copied.
+    pub(super) fn takes(&self, name: WalFileName, number: u64) -> bool {
+        match name {
+            WalFileName::Segment(_) => number <= self.last,
+            // A `.partial` follows the last whole segment.
+            _ => number <= self.last || (number == self.last + 1 && !self.more_is_coming),
+        }
+    }
+}
+
+/// What is to be copied of `wal`; `None` where nothing is. `left_at` is the highest segment in
+/// which another timeline leaves this one.
+///
+/// Nothing is copied from behind a segment that is missing because its archiver works ahead: it
+/// comes once that one is there. A hole that working ahead cannot explain, or before which
+/// another timeline begins, is a gap, and the copy goes on behind it.
+pub(super) fn shape(wal: &TimelineWal, left_at: Option<u64>) -> Option<Shape> {
+    let mut shape = Shape {
+        last: wal.runs.first()?.last,
+        more_is_coming: false,
+        gaps: Vec::new(),
+    };
+    for pair in wal.runs.windows(2) {
+        let hole = (pair[0].last + 1, pair[1].first - 1);
+        let passed = left_at.is_some_and(|left_at| left_at > hole.0);
+        if wal.ends_ahead_of(hole.0) && !passed {
+            shape.more_is_coming = true;
+            break;
+        }
+        shape.gaps.push(hole);
+        shape.last = pair[1].last;
+    }
+    Some(shape)
+}
+
+/// The highest segment in which one of `histories` leaves `timeline`.
+pub(super) fn left_at<'a>(
+    timeline: TimelineId,
+    histories: impl IntoIterator<Item = &'a TimelineHistory>,
+    size: SegmentSize,
+) -> Option<u64> {
+    let ends = histories
+        .into_iter()
+        .filter(|history| history.timeline != timeline)
+        .filter_map(|history| history.end_of(timeline));
+    ends.map(|end| end.segment(size)).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SEGMENTS_AHEAD;
+    use crate::repository::timeline_wal::SegmentRun;
+
+    fn wal(runs: &[(u64, u64)], stored_ahead: u64) -> TimelineWal {
+        let run = |&(first, last): &(u64, u64)| SegmentRun {
+            first,
+            last,
+            first_stored: jiff::Timestamp::UNIX_EPOCH,
+            last_stored: jiff::Timestamp::UNIX_EPOCH,
+            stored_bytes: 0,
+        };
+        TimelineWal {
+            runs: runs.iter().map(run).collect(),
+            stored_ahead,
+            ..TimelineWal::default()
+        }
+    }
+
+    #[test]
+    fn what_is_stored_ahead_of_a_missing_segment_waits_for_it() {
+        let ahead = |runs: &[(u64, u64)]| shape(&wal(runs, SEGMENTS_AHEAD), None).unwrap();
+        let waits = ahead(&[(3, 5), (7, 22)]);
+        assert_eq!((waits.last, waits.more_is_coming), (5, true));
+        assert!(waits.gaps.is_empty());
+        let gap = ahead(&[(3, 5), (7, 23)]);
+        assert_eq!((gap.last, gap.more_is_coming), (23, false));
+        assert_eq!(gap.gaps, [(6, 6)]);
+        // A gap, and another segment on its way behind it.
+        let both = ahead(&[(3, 5), (7, 40), (42, 44)]);
+        assert_eq!((both.last, both.more_is_coming), (40, true));
+        assert_eq!(both.gaps, [(6, 6)]);
+    }
+
+    #[test]
+    fn nothing_is_waited_for_where_it_was_acknowledged_or_another_timeline_goes_on() {
+        let all = shape(&wal(&[(3, 5), (7, 8)], 0), None).unwrap();
+        assert_eq!((all.last, all.gaps), (8, vec![(6, 6)]));
+        let left = |at| shape(&wal(&[(3, 5), (7, 8)], SEGMENTS_AHEAD), Some(at)).unwrap();
+        assert_eq!(left(8).gaps, [(6, 6)]);
+        assert!(left(6).more_is_coming);
+        assert_eq!(shape(&wal(&[], SEGMENTS_AHEAD), Some(4)), None);
+    }
+
+    #[test]
+    fn a_timeline_is_left_where_the_last_of_its_children_begins() {
+        let size = SegmentSize::DEFAULT;
+        let timeline = |number| TimelineId::new(number).unwrap();
+        let child = |number: u32, segment: u64| {
+            let text = format!("1\t0/{:X}\tx\n", segment * size.bytes() + 40);
+            TimelineHistory::parse(timeline(number), text.as_bytes()).unwrap()
+        };
+        let histories = [TimelineHistory::first(), child(2, 5), child(3, 9)];
+        assert_eq!(left_at(timeline(1), &histories, size), Some(9));
+        assert_eq!(left_at(timeline(2), &histories, size), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a destination wants of its source: the one place that decides it.
+
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::postgres::{Lsn, TimelineId};
+use crate::repository::System;
+use crate::repository::keys::BackupId;
+use crate::repository::marker::Marker;
+
+/// A finished backup, as far as a copy must know it. Its marker may hold a list of tens of
+/// thousands of objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Its name.
+    pub id: BackupId,
+    /// The timeline that it was taken on.
+    pub timeline: TimelineId,
+    /// Where recovery from it starts.
+    pub start_lsn: Lsn,
+}
+
+/// What a destination wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Backups of the source, in the order of timelines and LSNs: the newest comes last.
+    pub backups: Vec<Backup>,
+    /// From where on WAL is wanted, of every timeline. Position 0 where there is no backup.
+    pub wal_from: Lsn,
+}
+
+/// What is wanted of a source that holds these `finished` backups: all of them, and all WAL
+/// from the start of the oldest on.
+pub fn wanted(finished: impl IntoIterator<Item = Backup>) -> Wanted {
+    let mut backups: Vec<Backup> = finished.into_iter().collect();
+    backups.sort_by(|a, b| (a.timeline, a.start_lsn, &a.id).cmp(&(b.timeline, b.start_lsn, &b.id)));
+    let wal_from = backups.iter().map(|backup| backup.start_lsn).min();
+    Wanted {
+        backups,
+        wal_from: wal_from.unwrap_or(Lsn(0)),
+    }
+}
+
+/// The finished backups of a system. A marker never changes: each is read once.
+#[derive(Debug, Default)]
+pub struct Finished(BTreeMap<BackupId, Option<Backup>>);
+
+impl Finished {
+    /// Looks at what is new, and forgets what is gone. A marker that cannot be used is told to
+    /// `unusable`: that backup counts as finished, and nothing is known of it.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn refresh(
+        &mut self,
+        system: &System,
+        mut unusable: impl FnMut(String, &str),
+    ) -> Result<()> {
+        let ids = system.backup_ids().await?;
+        self.0.retain(|id, _| ids.binary_search(id).is_ok());
+        for id in ids {
+            if self.0.contains_key(&id) {
+                continue;
+            }
+            match system.marker_if_finished(&id).await? {
+                Some(Ok(marker)) => drop(self.0.insert(id, Some(Backup::of(&marker)))),
+                Some(Err(error)) => {
+                    unusable(system.keys().marker(&id), error.what());
+                    self.0.insert(id, None);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Those whose markers can be used.
+    pub fn backups(&self) -> impl Iterator<Item = &Backup> {
+        self.0.values().flatten()
+    }
+
+    /// Whether this one is finished here.
+    pub fn has(&self, id: &BackupId) -> bool {
+        self.0.contains_key(id)
+    }
+}
+
+impl Backup {
+    fn of(marker: &Marker) -> Self {
+        Self {
+            id: marker.id.clone(),
+            timeline: marker.timeline,
+            start_lsn: marker.start_lsn,
+        }
+    }
+}
