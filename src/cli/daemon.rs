@@ -99,7 +99,16 @@ fn owner(path: &Path) -> Option<u32> {
 /// space on its disk.
 fn lock(directory: &Path) -> Result<File> {
     let lock = File::open(directory).on("open", directory)?;
-    match lock.try_lock() {
+    let mut tried = lock.try_lock();
+    // `seawall schedule` holds it for a moment, to see whether a daemon runs.
+    for _ in 0..20 {
+        if !matches!(tried, Err(std::fs::TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        tried = lock.try_lock();
+    }
+    match tried {
         Ok(()) => Ok(lock),
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::refused("another daemon uses this state directory")

@@ -39,6 +39,7 @@ pub struct ScheduleArgs {
 struct Listing {
     format: u32,
     now: Timestamp,
+    daemon_running: bool,
     /// Why nothing is known of what ran before.
     #[serde(skip_serializing_if = "Option::is_none")]
     state_unknown: Option<String>,
@@ -50,12 +51,16 @@ struct Listing {
 struct JobListing {
     cluster: String,
     operation: operation::Operation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repository: Option<String>,
     line: String,
     timezone: String,
     delay_seconds: i64,
     next: Vec<Timestamp>,
+    running_since: Option<Timestamp>,
     last: Option<Run>,
     seconds: Option<f64>,
+    error: Option<String>,
     failing: Option<Failing>,
     waiting: Option<Waiting>,
 }
@@ -88,14 +93,24 @@ pub fn run(args: &ScheduleArgs) -> Result<Exit> {
     };
     let now = Timestamp::now();
     let tasks = tasks.iter().filter(|task| wanted(&task.job.cluster));
-    let jobs = tasks.map(|task| job(task, &state, now, args.count.into()));
+    let daemon_running = State::is_in_use(&config.daemon.state_directory);
+    let jobs = tasks.map(|task| JobListing {
+        repository: task.job.repository(&config),
+        ..job(task, &state, now, args.count.into())
+    });
     let never_end = operation::continuous(&config)?.into_iter();
     let never_end = never_end.filter(|(cluster, _)| wanted(cluster));
     let listing = Listing {
         format: 1,
         now,
+        daemon_running,
         state_unknown,
-        jobs: jobs.collect(),
+        jobs: jobs
+            .map(|mut job| {
+                job.running_since = job.running_since.filter(|_| daemon_running);
+                job
+            })
+            .collect(),
         continuous: never_end
             .map(|(cluster, kind)| ContinuousListing {
                 failing: state.continuous.get(&format!("{cluster}/{kind}")).cloned(),
@@ -128,9 +143,14 @@ fn job(task: &Task, state: &State, now: Timestamp, count: usize) -> JobListing {
         last,
         failing,
         waiting,
+        running,
         ..
     } = record.clone();
+    let failed = last.as_ref().filter(|run| run.result == RunResult::Failed);
     JobListing {
+        repository: None,
+        running_since: running,
+        error: failed.map(|run| run.said.clone()),
         cluster: task.job.cluster.clone(),
         operation: task.job.operation,
         line: task.schedule.line().to_owned(),
@@ -165,7 +185,10 @@ fn text(listing: &Listing) -> String {
             format!("{} ({})", job.line, job.timezone),
             next,
             last.map_or("-".into(), |run| moment(run.started)),
-            last.map_or("-".into(), |run| result(run).into()),
+            match job.running_since {
+                Some(_) => "running".into(),
+                None => last.map_or("-".into(), |run| result(run).into()),
+            },
             job.seconds
                 .map_or("-".into(), |seconds| format!("{seconds:.0} s")),
         ]);

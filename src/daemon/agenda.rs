@@ -34,6 +34,9 @@ pub struct Record {
     /// What it waits for.
     #[serde(default)]
     pub waiting: Option<Waiting>,
+    /// Since when it runs. Of a daemon that has ended it means nothing.
+    #[serde(default)]
+    pub running: Option<Timestamp>,
 }
 
 /// One run.
@@ -153,6 +156,7 @@ impl Record {
     pub fn ended(&mut self, run: Run, retry_after: Duration) {
         self.handled = self.handled.max(Some(run.due));
         self.waiting = None;
+        self.running = None;
         self.failing = match run.result {
             RunResult::Failed => {
                 let before = self.failing.take();

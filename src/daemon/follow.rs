@@ -17,7 +17,8 @@ const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Who runs so long has begun well: its end is a new trouble.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// What became of one: none if it stays up, otherwise what it said.
+/// What became of one, by its name in the state file: none if it stays up, otherwise what it
+/// said.
 pub type News = (String, Option<String>);
 
 /// All of them.

@@ -8,6 +8,7 @@
 
 mod accepted;
 pub mod agenda;
+mod attempt;
 pub mod child;
 mod follow;
 mod look;
@@ -18,6 +19,7 @@ pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -29,9 +31,9 @@ pub use accepted::Accepted;
 
 use crate::error::{Error, Exit, Result};
 use agenda::{Run, RunResult, Waiting};
-use child::{Ended, Order};
+use attempt::{Attempt, Outcome};
+use child::Order;
 use follow::{Followers, News};
-use look::Look;
 use notify::Notify;
 use operation::{Job, Task};
 use saver::Saver;
@@ -54,20 +56,6 @@ pub struct Options {
     pub host: String,
 }
 
-/// What became of an attempt.
-enum Outcome {
-    /// It was not begun: the look said why. True: something is away.
-    Waits(String, bool),
-    /// Somebody else has done it.
-    Elsewhere(String),
-    /// The command ran.
-    Ran(Timestamp, Ended),
-    /// The command could not be started.
-    Broken(String),
-    /// The daemon ends before it began.
-    GivenUp,
-}
-
 /// When something that waits is looked at again.
 struct Pause {
     until: Instant,
@@ -84,6 +72,8 @@ struct Daemon {
     running: BTreeSet<Job>,
     attempts: JoinSet<Outcome>,
     attempted: HashMap<tokio::task::Id, (Job, Timestamp)>,
+    /// Commands that have begun are told here.
+    begun: mpsc::UnboundedSender<Job>,
     followers: Followers,
     stop: watch::Sender<bool>,
     notify: Notify,
@@ -103,9 +93,13 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
     let directory = &accepted.config.daemon.state_directory;
-    let state = State::take(directory)?;
+    let mut state = State::take(directory)?;
+    for record in state.jobs.values_mut() {
+        record.running = None;
+    }
     let saver = Saver::new(directory.clone(), &state);
     let (news, mut heard) = mpsc::unbounded_channel();
+    let (begun, mut began) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tasks: operation::tasks(&accepted.config, &options.host)?,
         options,
@@ -116,6 +110,7 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
         running: BTreeSet::new(),
         attempts: JoinSet::new(),
         attempted: HashMap::new(),
+        begun,
         followers: Followers::new(news),
         stop: watch::Sender::new(false),
         notify: Notify::new(),
@@ -129,6 +124,7 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
             _ = tick.tick() => daemon.tick(),
             Some(done) = daemon.attempts.join_next_with_id() => daemon.attempt_ended(done),
             Some(news) = heard.recv() => daemon.heard(news),
+            Some(job) = began.recv() => daemon.began(&job),
             _ = hangup.recv() => daemon.reload().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -168,17 +164,18 @@ impl Daemon {
             let order = self
                 .accepted
                 .order(&self.options, &job.words(&self.accepted.config));
-            let attempt = attempt(
-                std::sync::Arc::clone(&self.accepted.config),
-                job.clone(),
+            let attempt = Attempt {
+                config: Arc::clone(&self.accepted.config),
+                job: job.clone(),
                 due,
-                Order {
+                order: Order {
                     name: job.to_string(),
                     ..order
                 },
-                self.stop.subscribe(),
-            );
-            let id = self.attempts.spawn(attempt).id();
+                stop: self.stop.subscribe(),
+                begun: self.begun.clone(),
+            };
+            let id = self.attempts.spawn(attempt.run()).id();
             self.attempted.insert(id, (job.clone(), due));
             self.running.insert(job.clone());
         }
@@ -197,6 +194,9 @@ impl Daemon {
         };
         self.running.remove(&job);
         let now = Timestamp::now();
+        if let Some(record) = self.state.jobs.get_mut(&job.key()) {
+            record.running = None;
+        }
         let run = match outcome {
             Outcome::GivenUp => return,
             // To be done again after the next start.
@@ -226,11 +226,8 @@ impl Daemon {
         let repeated = record
             .last
             .as_ref()
-            .is_some_and(|last| is_the_same(&last.said, &run.said));
+            .is_some_and(|last| attempt::is_the_same(&last.said, &run.said));
         let (result, said) = (run.result, run.said.clone());
-        if let Some(waiting) = &record.waiting {
-            tracing::info!("{job}: went on; it had waited since {:.0}", waiting.since);
-        }
         self.pauses.remove(job);
         record.ended(run, self.accepted.config.daemon.retry_after.0);
         match (result, before, &record.failing) {
@@ -278,6 +275,17 @@ impl Daemon {
             next: (wait * 2).min(LOOK_AGAIN.1),
         };
         self.pauses.insert(job.clone(), pause);
+    }
+
+    fn began(&mut self, job: &Job) {
+        // The message may come after the end of a short run.
+        if self.running.contains(job) {
+            let record = self.state.jobs.entry(job.key()).or_default();
+            record.running = Some(Timestamp::now());
+            if let Some(waiting) = record.waiting.take() {
+                tracing::info!("{job}: went on; it had waited since {:.0}", waiting.since);
+            }
+        }
     }
 
     fn heard(&mut self, (name, trouble): News) {
@@ -335,7 +343,7 @@ impl Daemon {
 
     /// Starts what never ends, by the configuration as it is.
     fn follow(&mut self) -> Result<()> {
-        let config = std::sync::Arc::clone(&self.accepted.config);
+        let config = Arc::clone(&self.accepted.config);
         self.state.continuous.clear();
         let wanted = operation::continuous(&config)?.into_iter();
         let wanted = wanted.map(|(cluster, kind)| {
@@ -406,50 +414,6 @@ impl Daemon {
             }
         }
         text
-    }
-}
-
-/// Whether two errors say the same, but for names, positions and figures.
-fn is_the_same(one: &str, other: &str) -> bool {
-    fn words(text: &str) -> impl Iterator<Item = &str> {
-        let words = text.split_whitespace();
-        words.filter(|word| !word.bytes().any(|byte| byte.is_ascii_digit()))
-    }
-    words(one).eq(words(other))
-}
-
-/// One attempt: the look, and then the command, with the claim held as long as it runs.
-async fn attempt(
-    config: std::sync::Arc<crate::config::Config>,
-    job: Job,
-    due: Timestamp,
-    order: Order,
-    stop: watch::Receiver<bool>,
-) -> Outcome {
-    let mut told = stop.clone();
-    let look = tokio::select! {
-        look = look::look(&config, &job, due) => look,
-        () = child::told(&mut told) => return Outcome::GivenUp,
-    };
-    let claim = match look {
-        Look::Go(claim) => claim,
-        Look::Done(what) => return Outcome::Elsewhere(what),
-        Look::NotNow(why) => return Outcome::Waits(why, false),
-        Look::Away(why) => return Outcome::Waits(why, true),
-    };
-    let started = Timestamp::now();
-    tracing::info!("{job}: begins, due {due}");
-    let ended = child::run(&order, stop).await;
-    if let Some(claim) = claim {
-        // A store that is away must not hold up the end.
-        let _ = tokio::time::timeout(Duration::from_secs(5), claim.release()).await;
-    }
-    match ended {
-        Ok(ended) => Outcome::Ran(started, ended),
-        Err(error) => Outcome::Broken(format!(
-            "{} cannot be started: {error}",
-            order.program.display()
-        )),
     }
 }
 

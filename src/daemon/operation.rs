@@ -92,9 +92,15 @@ impl Job {
         format!("{}/{}", self.cluster, self.operation)
     }
 
+    /// The repository that it is about, where it is about one: the first that is no copy.
+    pub fn repository(&self, config: &Config) -> Option<String> {
+        let one = matches!(self.operation, Operation::Full | Operation::Drill);
+        let near = config.push_targets().next().filter(|_| one);
+        near.map(|repository| repository.name.clone())
+    }
+
     /// The words of its command, but for the configuration.
     pub fn words(&self, config: &Config) -> Vec<String> {
-        let near = config.push_targets().next().map(|r| r.name.clone());
         let verb = match self.operation {
             Operation::Full => "backup",
             Operation::Copy => "copy",
@@ -102,8 +108,8 @@ impl Job {
             Operation::Drill => "drill",
         };
         let mut words = vec![verb.to_owned(), "--cluster".into(), self.cluster.clone()];
-        if let (Operation::Full | Operation::Drill, Some(near)) = (self.operation, near) {
-            words.extend(["--repository".to_owned(), near]);
+        if let Some(repository) = self.repository(config) {
+            words.extend(["--repository".to_owned(), repository]);
         }
         words
     }

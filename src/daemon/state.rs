@@ -93,6 +93,12 @@ impl State {
         }
     }
 
+    /// Whether a daemon runs on this state directory: it holds the lock on it.
+    pub fn is_in_use(directory: &Path) -> bool {
+        let lock = std::fs::File::open(directory).map(|directory| directory.try_lock_shared());
+        matches!(lock, Ok(Err(std::fs::TryLockError::WouldBlock)))
+    }
+
     /// Writes it; after `Ok` it is durable.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(io::Error::other)? + "\n";
