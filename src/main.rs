@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use seawall::cli::{
-    self, Seawall, Verb, backup, check, copy, init, list, restore_point, siblings, wal,
+    self, Seawall, Verb, backup, check, copy, daemon, heartbeat, init, list, restore_point,
+    schedule, siblings, wal,
 };
 use seawall::error::{Error, Exit, Result};
 
@@ -41,6 +42,12 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::RestorePoint(args) => (
             args.common.log_level,
             Box::new(move || restore_point::run(&args)),
+        ),
+        Verb::Daemon(args) => (args.log_level, Box::new(move || daemon::run(&args))),
+        Verb::Schedule(args) => (args.log_level, Box::new(move || schedule::run(&args))),
+        Verb::Heartbeat(args) => (
+            args.common.log_level,
+            Box::new(move || heartbeat::run(&args)),
         ),
         Verb::Wal(args) => (args.common().log_level, Box::new(move || wal::run(&args))),
         Verb::Restore(_) | Verb::Drill(_) | Verb::Archive(_) | Verb::Fetch(_) => {

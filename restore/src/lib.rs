@@ -19,10 +19,9 @@ use seawall::durable;
 use seawall::error::{Error, IoContext, Result};
 use seawall::postgres::control::ControlFile;
 use seawall::postgres::layout;
-use seawall::postgres::recovery::RecoveryAction;
+use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
-use seawall::repository::keys::BackupId;
 use seawall::repository::{Repository, System};
 
 use target::{Layout, Target};
@@ -91,37 +90,62 @@ pub struct Restored {
     pub warnings: Vec<String>,
 }
 
-/// The system of `cluster` in `repository` that a restore means: the one that holds `backup`
-/// where one is named, else the newest. After pg_upgrade there are two.
+/// The system of `cluster` in `repository` that a restore means. After pg_upgrade there are
+/// two: the one that holds the backup, where one is named; the newest with a backup that ended
+/// before the target, where that is a time, or that has the restore point on record; else the
+/// newest.
 pub async fn system_for(
     repository: &Repository,
     cluster: &str,
-    backup: Option<&BackupId>,
+    request: &Request,
 ) -> Result<System> {
     repository.record().await?;
     let mut systems = repository.systems(cluster).await?;
+    let count = systems.len();
     let Some((newest, _)) = systems.pop() else {
         return Err(Error::unreachable(format!("there is no cluster {cluster}"))
             .at(repository.place())
             .hint("`seawall list` shows what the repository holds"));
     };
-    if systems.is_empty() {
-        return Ok(newest);
+    if systems.is_empty() || holds(&newest, request).await? {
+        return Ok(chosen(newest, count, cluster));
     }
-    if let Some(id) = backup {
-        for (system, _) in systems.into_iter().rev() {
-            if system.marker(id).await?.is_some() {
-                return Ok(system);
-            }
+    for (system, _) in systems.into_iter().rev() {
+        if holds(&system, request).await? {
+            return Ok(chosen(system, count, cluster));
         }
-        return Ok(newest);
     }
-    tracing::warn!(
-        "the repository holds {} systems called {cluster}; this is {}, which was seen last; choose another by one of its backups, with --backup",
-        systems.len() + 1,
-        newest.id()
-    );
-    Ok(newest)
+    Ok(chosen(newest, count, cluster))
+}
+
+fn chosen(system: System, of: usize, cluster: &str) -> System {
+    if of > 1 {
+        tracing::warn!(
+            "the repository holds {of} systems called {cluster}, as after pg_upgrade; this is {}; choose another by one of its backups, with --backup",
+            system.id()
+        );
+    }
+    system
+}
+
+/// Whether the system has what the request names.
+async fn holds(system: &System, request: &Request) -> Result<bool> {
+    if let Some(id) = &request.backup {
+        return Ok(system.marker(id).await?.is_some());
+    }
+    match &request.target {
+        RecoveryTarget::Time(time) => {
+            let catalogue = Catalogue::load(system).await?;
+            let mut backups = catalogue.backups.iter();
+            Ok(backups.any(|backup| backup.stop_time <= *time))
+        }
+        RecoveryTarget::Name(name) => {
+            let (points, _) = system.points().await?;
+            Ok(points.iter().any(|point| point.name == *name))
+        }
+        // LSNs, transaction ids and timelines begin anew: nothing tells them apart.
+        _ => Ok(false),
+    }
 }
 
 /// Restores into `settings.to`.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Common;
 use crate::config::Config;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Exit, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
 use crate::postgres::{SegmentName, WalFileName};
@@ -126,7 +126,7 @@ impl Call<'_> {
         }
         let engine = Arc::new(self.engine()?);
         let within = asked.filter(|_| self.data.adopts_orphans());
-        let pushed = run_to_end(async {
+        let pushed = super::run_to_end(async {
             let (enough, told) = watch::channel(false);
             let push = async {
                 let pushed = engine.push(file).await;
@@ -200,16 +200,18 @@ impl Call<'_> {
             }
             Err(_) => return,
         }
-        let path = Path::new("pg_wal").join(asked.to_string());
-        let arguments: [&OsStr; 6] = [
-            "--work-ahead".as_ref(),
-            "--config".as_ref(),
-            self.config.path.as_os_str(),
-            "--cluster".as_ref(),
-            self.whose.cluster.as_ref(),
-            path.as_os_str(),
-        ];
-        ahead::start(&arguments, &self.data);
+        let started = super::worker("seawall-archive")
+            .arg("--work-ahead")
+            .arg("--config")
+            .arg(&self.config.path)
+            .args(["--cluster", &self.whose.cluster])
+            .arg(Path::new("pg_wal").join(asked.to_string()))
+            .current_dir(self.data.path())
+            .spawn();
+        if let Err(error) = started {
+            // It is no harm: this call does its own part.
+            tracing::debug!("cannot start to work ahead: {error}");
+        }
     }
 
     /// The process that works ahead.
@@ -221,7 +223,7 @@ impl Call<'_> {
             return Ok(Exit::Done);
         };
         let engine = Arc::new(self.engine()?);
-        run_to_end(async {
+        super::run_to_end(async {
             let (_never, told) = watch::channel(false);
             self.ahead(&engine).work(asked, told).await;
             Ok(Exit::Done)
@@ -253,19 +255,6 @@ impl Call<'_> {
             self.control.clone(),
         )
     }
-}
-
-/// Runs on one thread for the stores, and tokio's blocking threads for compression and files:
-/// a start costs less than with a pool.
-fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
-    let result = runtime.block_on(work);
-    // A disk that hangs must not keep us: what is not finished does not count.
-    runtime.shutdown_background();
-    result
 }
 
 /// The data directory that the file belongs to: what holds its pg_wal, as PostgreSQL's

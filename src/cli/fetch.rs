@@ -2,11 +2,8 @@
 //! 200 (anything else) and nothing else, whatever happens: PostgreSQL takes every code from 1
 //! to 125 for "absent", and opens the database.
 
-use std::fs::Metadata;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use clap::Parser;
 
@@ -134,10 +131,7 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
     if let Err(error) = Spool::discard_orphaned(destination) {
         tracing::warn!("{}", error.one_line());
     }
-    let runtime = runtime()?;
-    let fetched = runtime.block_on(call.ask(&turn));
-    // A disk that hangs must not keep us.
-    runtime.shutdown_background();
+    let fetched = super::run_to_end(call.ask(&turn));
     if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
         && let Err(error) = go_ahead(
             spool,
@@ -155,8 +149,6 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
 struct Call<'a> {
     args: &'a FetchArgs,
     config: Config,
-    /// What the configuration's file was before it was read.
-    config_file: Option<Metadata>,
     cluster: String,
     control: ControlFile,
     request: Request<'a>,
@@ -165,8 +157,6 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn of(args: &'a FetchArgs, destination: &'a Path, data_directory: &Path) -> Result<Self> {
         let name: WalFileName = args.name.parse()?;
-        // Edited between the two looks it is taken for another file, never for this one.
-        let config_file = std::fs::metadata(Config::locate(args.common.config.as_deref())?).ok();
         let config = args.common.load()?;
         let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
         let cluster = cluster.to_owned();
@@ -188,7 +178,6 @@ impl<'a> Call<'a> {
         Ok(Self {
             args,
             config,
-            config_file,
             cluster,
             control,
             request,
@@ -226,25 +215,17 @@ impl<'a> Call<'a> {
     /// The spool for this request, and how far ahead it goes, unless nothing is fetched ahead.
     fn spool(&self) -> Option<(Spool, Ahead)> {
         let ahead = Ahead::of(&self.config.fetch, self.control.segment_size)?;
-        // All that decides what a segment's bytes are. An edited file is another one: what was
-        // fetched with the old one is not looked at any more.
-        let file = self.config_file.as_ref()?;
+        // All that decides what a segment's bytes are. An edited configuration is another one:
+        // what was fetched with the old one is not looked at any more.
         let source = format!(
-            "{} {:?} {} {} {:?} {:?} {:?} {:?}",
+            "{} {:?} {} {} {:?} {:?} {}",
             env!("CARGO_PKG_VERSION"),
             self.cluster,
             self.control.system_id,
             self.control.segment_size,
             self.args.new_tablespaces,
             self.args.repository,
-            self.config.path,
-            (
-                file.dev(),
-                file.ino(),
-                file.size(),
-                file.mtime(),
-                file.mtime_nsec()
-            ),
+            self.config.digest,
         );
         let spool = Spool::of(&self.request, PlainDigest::of(source.as_bytes()))?;
         Some((spool, ahead))
@@ -272,19 +253,13 @@ fn go_ahead(
     let Some(lock) = spool.begin()? else {
         return Ok(());
     };
-    let program = std::env::current_exe().on("find", "this program")?;
-    std::process::Command::new(&program)
+    super::worker("seawall-fetch")
         .args(std::env::args_os().skip(1))
         .arg("--prefetch")
-        // Measured: glibc's arenas, one a thread, take more than the work itself.
-        .env("MALLOC_ARENA_MAX", "1")
-        // The lock is the worker's from its first moment to its last. PostgreSQL's pipes are
-        // not: it would wait for their end.
+        // The lock is the worker's from its first moment to its last.
         .stdin(lock)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
         .spawn()
-        .on("start", &program)?;
+        .on("start", "/proc/self/exe")?;
     Ok(())
 }
 
@@ -304,26 +279,17 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
             return Ok(());
         };
         let (systems, _) = call.systems()?;
-        let runtime = runtime()?;
-        let done = runtime.block_on(async {
+        let done = super::run_to_end(async {
             tokio::select! {
                 done = fetch::prefetch(systems, &spool, &lock, &call.request, ahead) => done,
                 () = super::interrupted() => Ok(()),
             }
         });
-        runtime.shutdown_background();
         spool.end(&lock).and(done)
     };
     // Nobody would read why; the next call asks for itself.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     0
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed("cannot start the runtime").because(error))
 }
 
 /// `%p` is `pg_wal/RECOVERYXLOG` below PostgreSQL's working directory; pg_rewind gives

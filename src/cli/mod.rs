@@ -5,27 +5,30 @@ pub mod archive;
 pub mod backup;
 pub mod check;
 pub mod copy;
+pub mod daemon;
 pub mod drill;
 pub mod fetch;
+pub mod heartbeat;
 pub mod init;
 pub mod list;
 mod output;
 pub mod restore;
 pub mod restore_point;
+pub mod schedule;
 pub mod siblings;
 pub mod wal;
 pub mod wal_resolve;
 pub mod wal_verify;
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, Exit, Result};
-use crate::postgres::connection::{ConnectionString, Surroundings};
 use crate::postgres::sql::Client;
 use crate::privileges::Account;
 
@@ -63,6 +66,12 @@ pub enum Verb {
     Restore(restore::RestoreArgs),
     /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
     Drill(drill::DrillArgs),
+    /// Do everything on its schedule, for all clusters, until it is stopped
+    Daemon(daemon::DaemonArgs),
+    /// Show the next runs of everything, and what came of the last ones
+    Schedule(schedule::ScheduleArgs),
+    /// Write a tiny message into the WAL, so that the newest recoverable moment is known
+    Heartbeat(heartbeat::HeartbeatArgs),
     /// Verify archived WAL, and settle conflicts in it
     Wal(wal::WalArgs),
     /// Archive one WAL file (runs seawall-archive)
@@ -117,6 +126,21 @@ pub fn set_umask() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
 }
 
+/// This program once more, to be started as a worker that outlives us: see [`detach`]. It holds
+/// none of our files, so that nobody waits for it.
+fn worker(program: &str) -> Command {
+    // Also where the file was replaced by a newer version meanwhile.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(program)
+        // Measured: glibc's arenas, one a thread, double what the work itself takes.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
 /// Makes this process a worker that outlives the server's command which started it: signals
 /// for the server and all that it started are none for it, and it keeps none of the server's
 /// files open. Up to version 15 PostgreSQL's commands inherit those, and who keeps them keeps
@@ -167,9 +191,23 @@ fn run_to_its_end<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
     exit
 }
 
-/// Waits for Ctrl-C, SIGTERM, or the end of the terminal.
+/// Runs what PostgreSQL waits for: on one thread for the stores, and tokio's blocking threads for
+/// compression and files. A start costs less than with a pool.
+fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    let result = runtime.block_on(work);
+    // A disk that hangs must not keep us: what is not finished does not count.
+    runtime.shutdown_background();
+    result
+}
+
+/// Waits for Ctrl-C, SIGTERM, the end of the terminal, or of the daemon that started this.
 pub async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
+    let orphaned = orphaned();
     match (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
@@ -180,10 +218,28 @@ pub async fn interrupted() {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
+                () = orphaned => {}
             }
         }
         _ => std::future::pending().await,
     }
+}
+
+/// Waits for the death of the daemon that supervises this process: it holds the other end of
+/// standard input. What such a process starts itself has another parent, and no supervisor.
+async fn orphaned() {
+    let supervisor = std::env::var(crate::daemon::child::SUPERVISOR).ok();
+    let parent = nix::unistd::getppid().to_string();
+    if supervisor != Some(parent) {
+        return std::future::pending().await;
+    }
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own: the runtime would wait at its end for a read that has none.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = tell.send(());
+    });
+    let _ = told.await;
 }
 
 /// Prints an error as people read it, and returns its exit code.
@@ -209,12 +265,7 @@ pub fn main(verb: impl FnOnce() -> Exit + std::panic::UnwindSafe) -> ExitCode {
 
 /// Connects to the cluster's server.
 pub(crate) async fn connect(cluster: &ClusterConfig) -> Result<Client> {
-    let text = match &cluster.connection {
-        Some(connection) => connection.resolve()?,
-        None => String::new(),
-    };
-    let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
-    Client::connect(&connection).await
+    Client::of_cluster(cluster).await
 }
 
 /// As root: becomes the owner of the data directory, so that what is written belongs to

@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use duration::HumanDuration;
 pub use retention::RetentionConfig;
-pub use schedule::{DaemonConfig, HeartbeatConfig, ScheduleConfig};
+pub use schedule::{DaemonConfig, HeartbeatConfig, ScheduleConfig, ScheduleLines};
 pub use secret::SecretValue;
 pub use wal::{Acknowledge, ArchiveConfig, FetchConfig, SEGMENTS_AHEAD};
 
@@ -326,6 +326,17 @@ impl Config {
             .collect()
     }
 
+    /// When the daemon does what for `cluster`: its own schedule as a whole, else `[schedule]`.
+    ///
+    /// # Errors
+    /// None in a configuration that was loaded: loading has read the lines.
+    pub fn schedule_of(&self, cluster: &ClusterConfig) -> Result<ScheduleLines> {
+        let schedule = cluster.schedule.as_ref().unwrap_or(&self.schedule);
+        schedule
+            .lines()
+            .map_err(|why| Error::usage(why).at(self.path.display()))
+    }
+
     /// The repositories that WAL is pushed to: all that are no copy of another one.
     pub fn push_targets(&self) -> impl Iterator<Item = &RepositoryConfig> {
         self.repository.iter().filter(|r| r.copy_from.is_none())
@@ -383,6 +394,9 @@ impl Config {
             .validate(self.push_targets().count())
             .and_then(|()| self.archive.validate())
             .and_then(|()| self.fetch.validate())
+            .and_then(|()| self.validate_schedules())
+            .and_then(|()| self.daemon.validate())
+            .and_then(|()| self.heartbeat.validate())
             .or_else(wrong)?;
         for check in &self.drill.check {
             let given = [
@@ -403,6 +417,19 @@ impl Config {
 }
 
 impl Config {
+    fn validate_schedules(&self) -> Result<(), String> {
+        let wrong = |place: &str, why: String| format!("{place}.{why}");
+        let read = self.schedule.lines();
+        read.map_err(|why| wrong("schedule", why))?;
+        for (name, cluster) in &self.cluster {
+            if let Some(schedule) = &cluster.schedule {
+                let read = schedule.lines();
+                read.map_err(|why| wrong(&format!("cluster.{name}.schedule"), why))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Each copy has a source, and following sources ends at a repository that is pushed to.
     fn validate_copies(&self) -> Result<(), String> {
         for repository in &self.repository {

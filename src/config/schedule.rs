@@ -1,10 +1,15 @@
 //! When the daemon does what.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::HumanDuration;
+use crate::schedule::{self, Schedule};
+
+/// The word in place of a line for what never pauses.
+const CONTINUOUS: &str = "continuous";
 
 /// When the daemon does what, as crontab(5) lines. What has no line is not done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -12,7 +17,7 @@ use super::HumanDuration;
 pub struct ScheduleConfig {
     /// Full base backups.
     pub full: Option<String>,
-    /// Incremental base backups. Not in this version.
+    /// Incremental base backups. Not in this version: refused.
     pub incremental: Option<String>,
     /// Copies to the repositories that have `copy_from`: a crontab line, or `continuous`.
     /// Default: `continuous`.
@@ -28,19 +33,89 @@ pub struct ScheduleConfig {
     pub jitter: Option<HumanDuration>,
 }
 
+/// The lines of a [`ScheduleConfig`], read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduleLines {
+    /// Full base backups.
+    pub full: Option<Schedule>,
+    /// Copies; none: continuously.
+    pub copy: Option<Schedule>,
+    /// The deletion of what no rule keeps.
+    pub expire: Option<Schedule>,
+    /// Drills.
+    pub drill: Option<Schedule>,
+    /// The longest that a run is put off.
+    pub jitter: Duration,
+}
+
+impl ScheduleConfig {
+    /// Reads the lines.
+    ///
+    /// # Errors
+    /// The first field that is wrong, and why.
+    pub fn lines(&self) -> Result<ScheduleLines, String> {
+        let zone = match &self.timezone {
+            None => jiff::tz::TimeZone::UTC,
+            Some(name) => schedule::zone(name).map_err(|why| format!("timezone: {why}"))?,
+        };
+        let read = |field: &str, line: &Option<String>| {
+            line.as_ref()
+                .map(|line| Schedule::parse(line, &zone).map_err(|why| format!("{field}: {why}")))
+                .transpose()
+        };
+        if self.incremental.is_some() {
+            return Err(
+                "incremental: this version takes no incremental backups; remove the line, and give \"full\" one that comes as often as backups are wanted"
+                    .into(),
+            );
+        }
+        let copy = self.copy.clone().filter(|line| line.trim() != CONTINUOUS);
+        let jitter = self.jitter.map_or(Duration::ZERO, |jitter| jitter.0);
+        if jitter > Duration::from_secs(86_400) {
+            return Err("jitter: it may be a day at most".into());
+        }
+        Ok(ScheduleLines {
+            full: read("full", &self.full)?,
+            copy: read("copy", &copy)?,
+            expire: read("expire", &self.expire)?,
+            drill: read("drill", &self.drill)?,
+            jitter,
+        })
+    }
+}
+
 /// Settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DaemonConfig {
-    /// Where it remembers what it did when.
+    /// Where it remembers what it did when. One daemon at a time uses it.
     pub state_directory: PathBuf,
+    /// How long what runs may take to give up when the daemon is stopped.
+    pub stop_timeout: HumanDuration,
+    /// How long after a failure the same is tried again; twice as long after each further
+    /// one, up to an hour, until its next time on the schedule.
+    pub retry_after: HumanDuration,
 }
 
 impl Default for DaemonConfig {
     fn default() -> Self {
         Self {
             state_directory: "/var/lib/seawall".into(),
+            stop_timeout: HumanDuration::from_secs(60),
+            retry_after: HumanDuration::from_secs(60),
         }
+    }
+}
+
+impl DaemonConfig {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        if !self.state_directory.is_absolute() {
+            return Err("daemon.state_directory must be an absolute path".into());
+        }
+        if self.retry_after.0 < Duration::from_secs(1) {
+            return Err("daemon.retry_after must be one second at least".into());
+        }
+        Ok(())
     }
 }
 
@@ -49,9 +124,30 @@ impl Default for DaemonConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeartbeatConfig {
-    /// How often. Default: not at all.
+    /// How often. Default: not at all, and no segment is switched either.
     pub interval: Option<HumanDuration>,
     /// Segments are switched for `objectives.rpo` at most so often: each switch costs a whole
     /// segment. Default: one minute.
     pub switch_floor: Option<HumanDuration>,
+}
+
+impl HeartbeatConfig {
+    /// The least time between two switches of segments.
+    pub fn floor(&self) -> Duration {
+        self.switch_floor
+            .map_or(Duration::from_secs(60), |floor| floor.0)
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let second = Duration::from_secs(1);
+        for (name, value) in [
+            ("interval", self.interval),
+            ("switch_floor", self.switch_floor),
+        ] {
+            if value.is_some_and(|value| value.0 < second) {
+                return Err(format!("heartbeat.{name} must be one second at least"));
+            }
+        }
+        Ok(())
+    }
 }

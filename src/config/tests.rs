@@ -85,3 +85,70 @@ fn no_secret_is_printed_when_a_configuration_is() {
     let text = GOOD.replace("{ env = \"NEAR_KEY\" }", "\"hunter2\"");
     assert!(!format!("{:?}", parse(&text).unwrap()).contains("hunter2"));
 }
+
+#[test]
+fn a_wrong_line_of_a_schedule_is_refused_with_its_field_named() {
+    for (text, field, word) in [
+        (
+            "[schedule]\nfull = \"0 25 * * *\"",
+            "schedule.full",
+            "0 to 23",
+        ),
+        (
+            "[schedule]\nexpire = \"0 0 31 2 *\"",
+            "schedule.expire",
+            "never",
+        ),
+        (
+            "[schedule]\ntimezone = \"Mars\"",
+            "schedule.timezone",
+            "Berlin",
+        ),
+        (
+            "[schedule]\nincremental = \"@daily\"",
+            "schedule.incremental",
+            "this version",
+        ),
+        (
+            "[schedule]\nfull = \"continuous\"",
+            "schedule.full",
+            "fields",
+        ),
+        (
+            "[cluster.main.schedule]\ndrill = \"x\"",
+            "cluster.main.schedule.drill",
+            "fields",
+        ),
+        (
+            "[heartbeat]\ninterval = \"1ms\"",
+            "heartbeat.interval",
+            "second",
+        ),
+        (
+            "[daemon]\nstate_directory = \"x\"",
+            "daemon.state_directory",
+            "absolute",
+        ),
+    ] {
+        let error = parse(&format!("{GOOD}\n{text}\n")).unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage, "{text}");
+        let said = error.to_string();
+        assert!(said.contains(field) && said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn a_cluster_has_the_common_schedule_or_one_of_its_own_and_copies_are_continuous() {
+    let text = GOOD.to_owned()
+        + "[schedule]\nfull = \"0 1 * * 0\"\ncopy = \"continuous\"\ntimezone = \"Europe/Berlin\"\n\
+           [cluster.own]\ndata_directory = \"/own\"\n[cluster.own.schedule]\ncopy = \"@hourly\"\n";
+    let config = parse(&text).unwrap();
+    let of = |name: &str| config.schedule_of(&config.cluster[name]).unwrap();
+    let main = of("main").full.unwrap();
+    assert_eq!(
+        (main.line(), main.zone_name()),
+        ("0 1 * * 0", "Europe/Berlin")
+    );
+    assert_eq!((of("main").copy, of("own").full), (None, None));
+    assert_eq!(of("own").copy.unwrap().line(), "@hourly");
+}

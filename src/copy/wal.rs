@@ -27,7 +27,7 @@ use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
-use crate::wal::object::{LARGEST_TEXT, Trouble};
+use crate::wal::object::Trouble;
 use crate::wal::transfer::{Failure, transfer};
 
 /// The WAL of one system on its way to one copy.
@@ -268,13 +268,9 @@ impl WalCopy {
     /// The copy's store, or the source's, does not do its work now.
     async fn one(&self, object: WalObject, report: &Mutex<Copied>) -> Result<bool> {
         let key = self.source.keys().wal_object(object);
-        let largest = match object.name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => self.size.bytes(),
-            _ => LARGEST_TEXT,
-        };
         let mut why: Option<String> = None;
         for source in std::iter::once(&self.source).chain(&self.others) {
-            match transfer(source, &self.aim, object, largest).await {
+            match transfer(source, &self.aim, object, self.size).await {
                 Ok(bytes) => {
                     if let Some(why) = why {
                         tracing::warn!(

@@ -14,6 +14,8 @@ use jiff::Timestamp;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage};
 
+pub use questions::WalPosition;
+
 use super::connection::ConnectionString;
 use super::{FormatError, Lsn, SegmentName, SystemId, TimelineId};
 use crate::error::{Error, Result};

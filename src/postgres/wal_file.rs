@@ -1,9 +1,13 @@
 //! The names of the files that archive_command and restore_command are handed.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::{FormatError, Lsn, SegmentSize, TimelineId};
+
+/// `.history` and `.backup` files are small texts; what has more bytes is none of them.
+pub const LARGEST_TEXT: u64 = 1 << 20;
 
 /// The 24 hex digits of a segment: timeline, log, segment in log.
 ///
@@ -82,6 +86,14 @@ impl WalFileName {
         match self {
             Self::Segment(s) | Self::Partial(s) | Self::BackupHistory(s, _) => Some(s),
             Self::History(_) => None,
+        }
+    }
+
+    /// How many bytes a file of this name may have.
+    pub fn sizes(self, segment_size: SegmentSize) -> RangeInclusive<u64> {
+        match self {
+            Self::Segment(_) | Self::Partial(_) => segment_size.bytes()..=segment_size.bytes(),
+            Self::BackupHistory(..) | Self::History(_) => 1..=LARGEST_TEXT,
         }
     }
 }

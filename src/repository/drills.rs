@@ -34,6 +34,15 @@ impl Repository {
         Ok(self.store().put(&key, to_json(report)?).await?)
     }
 
+    /// The names of all drills of a cluster, oldest first: each begins with its time.
+    pub async fn drill_ids(&self, cluster: &str) -> Result<Vec<String>> {
+        let objects = self.store().list(&keys::drills(cluster), None).await?;
+        let name = |key: &str| Some(key.rsplit('/').next()?.strip_suffix(".json")?.to_owned());
+        let mut ids: Vec<String> = objects.iter().filter_map(|info| name(&info.key)).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
     /// All drills of a cluster, oldest first. A record that is damaged, or newer than this
     /// version knows, is logged and left out.
     pub async fn drills(&self, cluster: &str) -> Result<Vec<DrillSummary>> {

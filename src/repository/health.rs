@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::System;
 use super::line::{Archived, stretches};
-use super::timeline_wal::{SegmentRun, TimelineWal};
+use super::timeline_wal::TimelineWal;
 use super::wal_objects::HistoryFiles;
 use crate::error::Result;
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
@@ -133,6 +133,17 @@ fn missing_segments(survey: &Survey, backups: &[Needed]) -> Vec<Illness> {
         }
     }
     let empty = TimelineWal::default();
+    for backup in backups {
+        // What a backup itself needs is missed whatever became of it.
+        let Some(wal) = survey.archived.get(&backup.timeline) else {
+            continue;
+        };
+        let last = backup.stop.previous_segment(size);
+        let absent = wal.absent(backup.start.segment(size), last).into_iter();
+        for (first, last) in absent.filter(|(first, _)| wal.expired.contains(*first)) {
+            hole(backup.timeline, first, last, Evidence::Backup);
+        }
+    }
     for history in survey.histories.read.values() {
         let on_line = backups
             .iter()
@@ -155,15 +166,18 @@ fn missing_segments(survey: &Survey, backups: &[Needed]) -> Vec<Illness> {
                     let child = stretches
                         .get(at + 1)
                         .map_or(history.timeline, |next| next.0);
-                    for (first, last) in absent(&wal.runs, *first, *last) {
+                    for (first, last) in wal.missing(*first, *last) {
                         hole(*timeline, first, last, Evidence::Child(child));
                     }
                 }
                 (None, Some(run)) if run.first > *first => {
-                    if !backups.is_empty() && *first == start {
-                        hole(*timeline, *first, run.first - 1, Evidence::Backup);
-                    } else if !wal.ends_ahead_of(*first) {
-                        hole(*timeline, *first, run.first - 1, Evidence::Begin);
+                    let evidence = match !backups.is_empty() && *first == start {
+                        true => Evidence::Backup,
+                        false if wal.ends_ahead_of(*first) => continue,
+                        false => Evidence::Begin,
+                    };
+                    for (first, last) in wal.missing(*first, run.first - 1) {
+                        hole(*timeline, first, last, evidence);
                     }
                 }
                 // WAL that ends, or that has not begun yet.
@@ -231,25 +245,6 @@ fn missing_histories(survey: &Survey) -> Vec<Illness> {
         .collect()
 }
 
-/// What is not in `runs` of the segments from `first` to `last`.
-fn absent(runs: &[SegmentRun], first: u64, last: u64) -> Vec<(u64, u64)> {
-    let mut holes = Vec::new();
-    let mut next = first;
-    for run in runs.iter().filter(|run| run.last >= first) {
-        if run.first > last {
-            break;
-        }
-        if run.first > next {
-            holes.push((next, run.first - 1));
-        }
-        next = run.last + 1;
-    }
-    if next <= last {
-        holes.push((next, last));
-    }
-    holes
-}
-
 /// What one repository lacks that others hold.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Lacking {
@@ -278,7 +273,7 @@ pub fn lacking(one: &Survey, others: &[&Survey], until: Option<SegmentName>) -> 
     let mut holes: BTreeSet<(TimelineId, u64, u64)> = BTreeSet::new();
     for other in others {
         for (timeline, wal) in &other.archived {
-            let own = &one.archived.get(timeline).unwrap_or(&empty).runs;
+            let own = one.archived.get(timeline).unwrap_or(&empty);
             let end = match until {
                 Some(until) if until.timeline == *timeline => {
                     until.number(size).unwrap_or(u64::MAX)
@@ -286,7 +281,7 @@ pub fn lacking(one: &Survey, others: &[&Survey], until: Option<SegmentName>) -> 
                 _ => u64::MAX,
             };
             for run in wal.runs.iter().filter(|run| run.last >= oldest) {
-                let holes_here = absent(own, run.first.max(oldest), run.last.min(end));
+                let holes_here = own.missing(run.first.max(oldest), run.last.min(end));
                 holes.extend(holes_here.into_iter().map(|(a, b)| (*timeline, a, b)));
             }
         }

@@ -105,16 +105,26 @@ impl SystemKeys {
         format!("{}/{object}", self.wal_directory(object.name))
     }
 
+    /// The directory of the WAL objects that lost a conflict.
+    pub fn all_set_aside(&self) -> String {
+        format!("{}/set-aside", self.root)
+    }
+
     /// Where a WAL object goes that lost a conflict: the same path below `set-aside`.
     pub fn set_aside(&self, object: WalObject) -> String {
         let (wal, key) = (self.wal(), self.wal_object(object));
         let below = key.strip_prefix(&wal).unwrap_or(&key);
-        format!("{}/set-aside{below}", self.root)
+        format!("{}{below}", self.all_set_aside())
     }
 
     /// A key that sorts before every object of `name` and after those of smaller names.
     pub fn before_wal_objects(&self, name: WalFileName) -> String {
         format!("{}/{name}", self.wal_directory(name))
+    }
+
+    /// The directory that says which segments of a timeline retention removed.
+    pub fn expired(&self, timeline: TimelineId) -> String {
+        format!("{}/expired/{}", self.root, timeline.hex())
     }
 
     /// The directory of restore points.

@@ -21,6 +21,9 @@ use crate::postgres::SystemId;
 /// How long a lease holds unless it is renewed. It is renewed in every third of it.
 pub const LEASE_TIME: Duration = Duration::from_secs(600);
 
+/// The field that names a claimed operation.
+const OPERATION: &str = "operation";
+
 /// What somebody works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,6 +40,9 @@ pub enum Work {
     Restore,
     /// Restores from here, to see whether it works.
     Drill,
+    /// A daemon does, or is about to do, the [`operation`](Lease::operation) that its schedule
+    /// asks for.
+    Scheduled,
     /// What this version does not know.
     #[serde(other)]
     Other,
@@ -72,6 +78,24 @@ impl Lease {
     pub fn holds(&self, now: Timestamp) -> bool {
         self.until > now
     }
+
+    /// What a daemon has claimed by it.
+    pub fn operation(&self) -> Option<&str> {
+        self.other.get(OPERATION)?.as_str()
+    }
+
+    /// Whether it is left of a process of this host that has ended: nobody works there any
+    /// more. Where host names are not unique that may be wrong, as everything about leases.
+    pub fn is_left_by_the_dead(&self) -> bool {
+        let mut parts = self.holder.rsplitn(3, '-');
+        let (_, process, host) = (parts.next(), parts.next(), parts.next());
+        host == Some(&own_host())
+            && process.is_some_and(|process| {
+                !process.is_empty()
+                    && process.bytes().all(|b| b.is_ascii_digit())
+                    && !std::path::Path::new("/proc").join(process).exists()
+            })
+    }
 }
 
 /// A lease that this process holds. Dropping it without [`release`](Self::release) leaves it
@@ -84,6 +108,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// Whether `other` is somebody else's lease that is older than this one.
+    pub async fn came_after(&self, other: &Lease) -> bool {
+        let own = self.current.lock().await;
+        (other.since, &other.holder) < (own.since, &own.holder)
+    }
+
     /// Ends it: the object is deleted.
     pub async fn release(self) {
         self.renewing.abort();
@@ -111,17 +141,22 @@ impl Repository {
         system_id: Option<SystemId>,
         backups: impl IntoIterator<Item = BackupId>,
     ) -> Held {
-        let now = Timestamp::now();
-        let lease = Lease {
-            format: FORMAT,
-            work,
-            system_id,
-            backups: backups.into_iter().collect(),
-            holder: holder(),
-            since: now,
-            until: now + lease_time(),
-            other: serde_json::Map::new(),
-        };
+        let mut lease = new_lease(work);
+        lease.system_id = system_id;
+        lease.backups = backups.into_iter().collect();
+        self.hold(cluster, lease).await
+    }
+
+    /// Says that a daemon does `operation` for `cluster`, or is about to: others then wait and
+    /// look for its result. Of two claims the [older one](Held::came_after) goes first.
+    pub async fn claim(&self, cluster: &str, operation: &str) -> Held {
+        let mut lease = new_lease(Work::Scheduled);
+        lease.other.insert(OPERATION.to_owned(), operation.into());
+        self.hold(cluster, lease).await
+    }
+
+    async fn hold(&self, cluster: &str, lease: Lease) -> Held {
+        let work = lease.work;
         if let Err(error) = self.put_lease(cluster, &lease).await {
             tracing::info!(
                 "nobody is told that this {work:?} uses {}: {}",
@@ -192,19 +227,35 @@ fn lease_time() -> SignedDuration {
     SignedDuration::from_secs(LEASE_TIME.as_secs() as i64)
 }
 
+fn new_lease(work: Work) -> Lease {
+    let now = Timestamp::now();
+    Lease {
+        format: FORMAT,
+        work,
+        system_id: None,
+        backups: BTreeSet::new(),
+        holder: holder(),
+        since: now,
+        until: now + lease_time(),
+        other: serde_json::Map::new(),
+    }
+}
+
 /// `HOST-PID-RANDOM`.
 fn holder() -> String {
+    let random: u32 = rand::random();
+    format!("{}-{}-{random:08x}", own_host(), std::process::id())
+}
+
+fn own_host() -> String {
     let host = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_default();
-    let host: String = host
-        .chars()
+    host.chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
         .take(64)
-        .collect();
-    let random: u32 = rand::random();
-    format!("{host}-{}-{random:08x}", std::process::id())
+        .collect()
 }
 
 fn key(cluster: &str, lease: &Lease) -> String {
@@ -240,5 +291,30 @@ mod tests {
 
         held.release().await;
         assert!(repository.leases("main").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_two_claims_the_older_goes_first_and_a_dead_process_claims_nothing() {
+        let repository = Repository::over("near", Store::memory().unwrap());
+        let first = repository.claim("main", "full").await;
+        let second = repository.claim("main", "full").await;
+        let leases = repository.leases("main").await.unwrap();
+        assert_eq!(leases.len(), 2);
+        let mut before = [0, 0];
+        for lease in &leases {
+            assert_eq!(lease.operation(), Some("full"));
+            assert!(!lease.is_left_by_the_dead());
+            before[0] += usize::from(first.came_after(lease).await);
+            before[1] += usize::from(second.came_after(lease).await);
+        }
+        assert_eq!(before, [0, 1]);
+
+        let mut lease = leases[0].clone();
+        let number = std::process::id().to_string();
+        // No process has this number: it is beyond the largest that Linux gives.
+        lease.holder = lease.holder.replace(&number, "4194305");
+        assert!(lease.is_left_by_the_dead());
+        lease.holder = "elsewhere-4194305-00000000".into();
+        assert!(!lease.is_left_by_the_dead());
     }
 }

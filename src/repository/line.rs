@@ -36,6 +36,13 @@ pub enum Break {
         /// When the first segment after the gap was stored.
         resumed: Option<Timestamp>,
     },
+    /// Retention removed what follows.
+    Expired {
+        /// The first segment that was removed.
+        segment: SegmentName,
+        /// Its number.
+        number: u64,
+    },
     /// A segment has more than one content.
     Conflict {
         /// That segment.
@@ -49,7 +56,9 @@ impl Break {
     /// The number of the segment that breaks the line.
     pub fn number(&self) -> u64 {
         match self {
-            Self::Gap { number, .. } | Self::Conflict { number, .. } => *number,
+            Self::Gap { number, .. }
+            | Self::Expired { number, .. }
+            | Self::Conflict { number, .. } => *number,
         }
     }
 }
@@ -127,6 +136,13 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
                         line.end = Some((end, run.last_stored));
                     }
                 }
+            }
+            _ if held.expired.contains(end) => {
+                let segment = SegmentName::new(timeline, end, size);
+                line.broken = Some(Break::Expired {
+                    segment,
+                    number: end,
+                });
             }
             // Stored ahead of what is missing: WAL ends here.
             (Some(_), None) if held.ends_ahead_of(end) => {}

@@ -11,6 +11,7 @@ pub mod codec;
 mod commit;
 pub mod commits;
 pub mod drills;
+pub mod expired;
 pub mod health;
 pub mod index;
 pub mod keys;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::expired::Ranges;
 use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::storage::ObjectInfo;
 
@@ -40,6 +41,8 @@ pub struct TimelineWal {
     /// How many segments may have been stored behind one that was never acknowledged:
     /// [`SEGMENTS_AHEAD`](crate::config::SEGMENTS_AHEAD), or none where WAL was acknowledged without this repository.
     pub stored_ahead: u64,
+    /// What retention removed: it is neither missing, nor does WAL end there.
+    pub expired: Ranges,
 }
 
 impl TimelineWal {
@@ -50,12 +53,27 @@ impl TimelineWal {
     }
 
     /// First and last number of the segments that are missing between two runs. What only
-    /// working ahead left out is no gap.
+    /// working ahead left out is no gap, nor is what retention removed.
     pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
         self.runs
             .windows(2)
-            .map(|pair| (pair[0].last + 1, pair[1].first - 1))
+            .flat_map(|pair| self.expired.outside(pair[0].last + 1, pair[1].first - 1))
             .filter(|(first, _)| !self.ends_ahead_of(*first))
+    }
+
+    /// What is missing of the segments from number `first` to `last`, and was not removed by
+    /// retention.
+    pub fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
+        let absent = self.absent(first, last).into_iter();
+        absent
+            .flat_map(|(first, last)| self.expired.outside(first, last))
+            .collect()
+    }
+
+    /// What is not here of the segments from number `first` to `last`.
+    pub fn absent(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
+        let held: Ranges = self.runs.iter().map(|run| (run.first, run.last)).collect();
+        held.outside(first, last)
     }
 
     /// Whether what is here behind the missing segment `number` was stored ahead of it: an
@@ -63,8 +81,8 @@ impl TimelineWal {
     /// oldest that PostgreSQL was not told to be archived. So what is missing there was never
     /// acknowledged, unless others than this repository were enough for that.
     pub fn ends_ahead_of(&self, number: u64) -> bool {
-        self.last()
-            .is_some_and(|last| last > number && last - number <= self.stored_ahead)
+        let close = |last: u64| last > number && last - number <= self.stored_ahead;
+        self.last().is_some_and(close) && !self.expired.contains(number)
     }
 
     /// The first segment from number `first` to `last` that has more than one content, with its
@@ -166,5 +184,17 @@ mod tests {
         assert_eq!(gaps(&[3, 5, 19, 20]), []);
         assert_eq!(gaps(&[3, 5, 19, 21]), [(4, 4)]);
         assert_eq!(gaps(&[3, 5, 7, 23]), [(4, 4), (6, 6)]);
+    }
+
+    #[test]
+    fn what_retention_removed_is_neither_a_gap_nor_the_end_of_the_wal() {
+        let mut wal = wal(&[3, 4, 9, 60]);
+        wal.expired = [(5, 8), (10, 30)].into_iter().collect();
+        assert_eq!(wal.gaps().collect::<Vec<_>>(), [(31, 59)]);
+        assert_eq!(wal.missing(1, 61), [(1, 2), (31, 59), (61, 61)]);
+        let mut idle = self::wal(&[3, 9]);
+        assert!(idle.ends_ahead_of(4));
+        idle.expired = [(4, 8)].into_iter().collect();
+        assert!(!idle.ends_ahead_of(4));
     }
 }

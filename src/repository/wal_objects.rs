@@ -13,11 +13,9 @@ use crate::config::SEGMENTS_AHEAD;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
+use crate::postgres::wal_file::LARGEST_TEXT;
 use crate::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::storage::ObjectInfo;
-
-/// `.history` and `.backup` files are small texts; what is larger is none of them.
-const SMALL_FILE: u64 = 1 << 20;
 
 /// How many directories of a timeline are listed at once. Each is one log: 256 segments of
 /// 16 MiB, 4,096 of 1 MiB.
@@ -107,6 +105,14 @@ impl System {
             .filter_map(|info| Some((self.own_object(&info)?, info)))
             .filter(|(object, _)| object.name == name)
             .collect())
+    }
+
+    /// The contents that were set aside, of all files: one listing.
+    pub async fn contents_set_aside(&self) -> Result<BTreeSet<(WalFileName, PlainDigest)>> {
+        let listing = self.store().list_stream(&self.keys().all_set_aside(), None);
+        let objects = listing.try_filter_map(async |info| Ok(WalObject::of_key(&info.key)));
+        let contents = objects.map_ok(|object| (object.name, object.digest));
+        Ok(contents.try_collect().await?)
     }
 
     /// What is held of the segments of the same log from `segment` on: one listing.
@@ -297,10 +303,11 @@ impl System {
         }
         let stored = self
             .store()
-            .get_limited(&key, SMALL_FILE)
+            .get_limited(&key, LARGEST_TEXT)
             .await?
             .ok_or_else(|| wrong("it was listed and is gone".to_owned()))?;
-        let plain = codec::decode(&stored, SMALL_FILE).map_err(|error| wrong(error.to_string()))?;
+        let plain =
+            codec::decode(&stored, LARGEST_TEXT).map_err(|error| wrong(error.to_string()))?;
         let found = PlainDigest::of(&plain);
         if found != object.digest {
             return Err(wrong(format!("its content has the digest {found}")));
@@ -333,6 +340,7 @@ impl System {
         };
         let mut wal = TimelineWal {
             stored_ahead,
+            expired: self.expired(timeline, size).await?,
             ..TimelineWal::default()
         };
         let mut previous: Option<WalObject> = None;

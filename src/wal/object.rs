@@ -16,9 +16,6 @@ use crate::repository::codec;
 use crate::repository::keys::WalObject;
 use crate::storage::StorageError;
 
-/// `.history` and `.backup` files are small texts.
-pub const LARGEST_TEXT: u64 = 1 << 20;
-
 /// An object that is what its key says.
 #[derive(Debug)]
 pub enum Content {
@@ -68,13 +65,9 @@ pub async fn read(
 pub async fn is_content(system: &System, key: &str, object: WalObject) -> Result<(), Trouble> {
     let reader = open(system, key, object).await?;
     let read = tokio::task::spawn_blocking(move || {
-        let mut plain = Hashing {
-            inner: codec::stream_decoder(reader).map_err(trouble)?,
-            hasher: PlainHasher::default(),
-            bytes: 0,
-        };
-        std::io::copy(&mut plain, &mut std::io::sink()).map_err(trouble)?;
-        has_digest(plain.hasher, object)
+        let mut plain = Hashing::new(codec::stream_decoder(reader).map_err(trouble)?);
+        plain.drain().map_err(trouble)?;
+        plain.finish_as(object)
     });
     read.await
         .map_err(|error| Trouble::Unread(Error::failed("reading died").because(error)))?
@@ -114,16 +107,9 @@ fn check(
     size: SegmentSize,
 ) -> Result<Content, Trouble> {
     let damaged = |why: String| Trouble::Damaged(why);
-    let limit = match object.name {
-        WalFileName::Segment(_) | WalFileName::Partial(_) => size.bytes(),
-        _ => LARGEST_TEXT,
-    };
+    let largest = *object.name.sizes(size).end();
     let decoder = codec::stream_decoder(reader).map_err(trouble)?;
-    let mut plain = Hashing {
-        inner: decoder.take(limit + 1),
-        hasher: PlainHasher::default(),
-        bytes: 0,
-    };
+    let mut plain = Hashing::new(decoder.take(largest + 1));
     let mut text = Vec::new();
     let chain = match object.name {
         WalFileName::Segment(_) | WalFileName::Partial(_) => Some(wal_chain::read(&mut plain)),
@@ -134,44 +120,34 @@ fn check(
     };
     // The chain ends where the records end. An error of the store is met again here.
     if !matches!(chain, Some(Err(_))) {
-        std::io::copy(&mut plain, &mut std::io::sink()).map_err(trouble)?;
+        plain.drain().map_err(trouble)?;
     }
     let chain = match chain {
         Some(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             return Err(damaged(format!(
                 "it ends after {} bytes of plain content",
-                plain.bytes
+                plain.count()
             )));
         }
         Some(Err(error)) => return Err(trouble(error)),
         Some(Ok(chain)) => Some(chain),
         None => None,
     };
-    has_digest(plain.hasher, object)?;
+    let bytes = plain.count();
+    plain.finish_as(object)?;
     match (object.name, chain) {
         (WalFileName::Segment(segment) | WalFileName::Partial(segment), Some(chain)) => {
             let chain = chain.map_err(|error| damaged(error.to_string()))?;
-            wal_page::check_segment_header(&chain.header, segment, system_id, size, plain.bytes)
+            wal_page::check_segment_header(&chain.header, segment, system_id, size, bytes)
                 .map_err(|error| damaged(error.to_string()))?;
             Ok(Content::Segment(Box::new(chain)))
         }
         (WalFileName::History(timeline), _) => TimelineHistory::parse(timeline, &text)
             .map(Content::History)
             .map_err(|error| damaged(error.to_string())),
-        _ if plain.bytes > LARGEST_TEXT => {
-            Err(damaged(format!("it holds more than {LARGEST_TEXT} bytes")))
-        }
+        _ if bytes > largest => Err(damaged(format!("it holds more than {largest} bytes"))),
         _ => Ok(Content::Text),
     }
-}
-
-pub(super) fn has_digest(hasher: PlainHasher, object: WalObject) -> Result<(), Trouble> {
-    let digest = hasher.finish();
-    if digest == object.digest {
-        return Ok(());
-    }
-    let why = format!("its content has the digest {digest}");
-    Err(Trouble::Damaged(why))
 }
 
 /// An error while plain bytes were read is the store's, or says that they are damaged.
@@ -182,11 +158,45 @@ pub(super) fn trouble(error: std::io::Error) -> Trouble {
     }
 }
 
-/// Hashes and counts what is read through it.
-struct Hashing<R> {
+/// Digests and counts what is read through it.
+pub(super) struct Hashing<R> {
     inner: R,
     hasher: PlainHasher,
     bytes: u64,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(super) fn new(inner: R) -> Self {
+        let hasher = PlainHasher::default();
+        let bytes = 0;
+        Self {
+            inner,
+            hasher,
+            bytes,
+        }
+    }
+
+    /// How many bytes have been read.
+    pub(super) fn count(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Reads all that is left, and keeps nothing of it.
+    pub(super) fn drain(&mut self) -> std::io::Result<()> {
+        let mut buffer = vec![0; 256 << 10];
+        while self.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    /// Whether what was read is the content of `object`.
+    pub(super) fn finish_as(self, object: WalObject) -> Result<(), Trouble> {
+        let digest = self.hasher.finish();
+        if digest == object.digest {
+            return Ok(());
+        }
+        let why = format!("its content has the digest {digest}");
+        Err(Trouble::Damaged(why))
+    }
 }
 
 impl<R: Read> Read for Hashing<R> {

@@ -1,9 +1,11 @@
 //! One stored WAL object from one repository to another, byte for byte and in bounded memory:
 //! opened and digested on its way, and given up if it is not what its key says.
 
-use super::object::{Trouble, has_digest, trouble};
-use crate::digest::PlainHasher;
+use std::io::Read;
+
+use super::object::{Hashing, Trouble, trouble};
 use crate::error::Error;
+use crate::postgres::SegmentSize;
 use crate::repository::System;
 use crate::repository::bridge::{ObjectReader, ObjectWriter};
 use crate::repository::codec;
@@ -22,15 +24,13 @@ pub enum Failure {
 /// plain content has the digest in its key; after an error it is not there, unless somebody
 /// else put it.
 ///
-/// `largest` is the most plain bytes that an object of this name holds.
-///
 /// # Errors
 /// See [`Failure`]: which side it is decides what can be done.
 pub async fn transfer(
     source: &System,
     aim: &System,
     object: WalObject,
-    largest: u64,
+    segment_size: SegmentSize,
 ) -> Result<u64, Failure> {
     let unread = |error| Failure::Source(Trouble::Unread(error));
     if object.encrypted {
@@ -50,7 +50,7 @@ pub async fn transfer(
     let writer = ObjectWriter::new(aim.store(), aim.keys().wal_object(object), size);
     let died = |error| unread(Error::failed("copying died").because(error));
     let (checked, writer) = tokio::task::spawn_blocking(move || {
-        let checked = check(reader, &writer, object, largest);
+        let checked = check(reader, &writer, object, segment_size);
         (checked, writer)
     })
     .await
@@ -70,8 +70,9 @@ fn check(
     reader: ObjectReader,
     writer: &ObjectWriter,
     object: WalObject,
-    largest: u64,
+    segment_size: SegmentSize,
 ) -> Result<(), Failure> {
+    let largest = *object.name.sizes(segment_size).end();
     let mut untaken = None;
     let passing = Passing {
         reader,
@@ -79,22 +80,14 @@ fn check(
         untaken: &mut untaken,
     };
     let read = (|| {
-        let mut plain = codec::stream_decoder(passing).map_err(trouble)?;
-        let mut hasher = PlainHasher::default();
-        let mut buffer = vec![0; 256 << 10];
-        let mut total = 0;
-        loop {
-            let count = std::io::Read::read(&mut plain, &mut buffer).map_err(trouble)?;
-            if count == 0 {
-                return has_digest(hasher, object);
-            }
-            total += count as u64;
-            if total > largest {
-                let why = format!("it holds more than {largest} bytes");
-                return Err(Trouble::Damaged(why));
-            }
-            hasher.update(&buffer[..count]);
+        let decoder = codec::stream_decoder(passing).map_err(trouble)?;
+        let mut plain = Hashing::new(decoder.take(largest + 1));
+        plain.drain().map_err(trouble)?;
+        if plain.count() > largest {
+            let why = format!("it holds more than {largest} bytes");
+            return Err(Trouble::Damaged(why));
         }
+        plain.finish_as(object)
     })();
     match untaken {
         Some(error) => Err(Failure::Destination(error)),
@@ -110,7 +103,7 @@ struct Passing<'a> {
     untaken: &'a mut Option<Error>,
 }
 
-impl std::io::Read for Passing<'_> {
+impl Read for Passing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.reader.read(buffer)?;
         let piece = bytes::Bytes::copy_from_slice(&buffer[..count]);

@@ -27,6 +27,7 @@ pub struct Garage {
     address: SocketAddr,
     key_id: String,
     secret: String,
+    environment: Vec<(&'static str, String)>,
     server: Option<std::process::Child>,
 }
 
@@ -34,6 +35,12 @@ impl Garage {
     /// Starts one in `scratch`/garage with its buckets and a key.
     #[track_caller]
     pub fn start(scratch: &Scratch) -> Self {
+        Self::start_with(scratch, &[])
+    }
+
+    /// The same, with more in its environment.
+    #[track_caller]
+    pub fn start_with(scratch: &Scratch, environment: &[(&'static str, String)]) -> Self {
         let program = cached("garage-")
             .expect("Garage is not installed: run scripts/setup test")
             .join("bin/garage");
@@ -62,6 +69,7 @@ impl Garage {
             address: SocketAddr::from(([127, 0, 0, 1], s3)),
             key_id: format!("GK{}", hex(12)),
             secret: hex(32),
+            environment: environment.to_vec(),
             server: None,
         };
         garage.launch();
@@ -130,10 +138,11 @@ impl Garage {
     }
 
     fn command<const N: usize>(&self, args: [&str; N]) -> Run {
-        Run::new(&self.program)
-            .arg("-c")
-            .arg(&self.config)
-            .args(args)
+        let mut run = Run::new(&self.program);
+        for (name, value) in &self.environment {
+            run = run.env(name, value);
+        }
+        run.arg("-c").arg(&self.config).args(args)
     }
 
     /// Ends the server at once: the region is gone.

@@ -20,7 +20,9 @@
 pub mod archiver;
 pub mod azurite;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod faulty;
 pub mod garage;
 pub mod guard;
@@ -45,7 +47,9 @@ pub mod version;
 
 pub use archiver::Archiver;
 pub use cli::{archive, drill, fetch, restore, seawall};
+pub use clock::Clock;
 pub use config::{Config, ConfigFile, Repository};
+pub use daemon::Daemon;
 pub use garage::Garage;
 pub use job::Job;
 pub use ledger::Ledger;

@@ -11,7 +11,7 @@ use crate::postgres::{Builder, Cluster};
 use crate::process::Output;
 use crate::stored::Stored;
 use crate::version::PostgresVersion;
-use crate::{Config, ConfigFile, Repository, Scratch, Segment, segment};
+use crate::{Config, ConfigFile, Repository, Scratch, Segment, segment, wait_until};
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -87,6 +87,16 @@ impl Site {
         archive(&self.config)
             .arg(format!("pg_wal/{name}"))
             .with(|run| run.directory(self.cluster.data()))
+    }
+
+    /// Waits until no process works ahead of this server any more: it holds a lock as long as it
+    /// lives.
+    #[track_caller]
+    pub fn wait_until_idle(&self) {
+        let lock = self.wal("seawall/archive/worker.lock");
+        wait_until("nobody works ahead any more", PATIENCE, || {
+            std::fs::File::open(&lock).map_or(true, |file| file.try_lock().is_ok())
+        });
     }
 
     /// Archives a segment that no server wrote, so far behind `name` on timeline 1 that the

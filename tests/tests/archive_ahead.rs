@@ -41,15 +41,6 @@ fn stored(near: &Stored, numbers: impl IntoIterator<Item = u64>) -> usize {
         .count()
 }
 
-/// The process that works ahead holds this lock as long as it lives.
-#[track_caller]
-fn wait_until_idle(site: &Site) {
-    let lock = site.wal("seawall/archive/worker.lock");
-    wait_until("nobody works ahead any more", PATIENCE, || {
-        std::fs::File::open(&lock).map_or(true, |file| file.try_lock().is_ok())
-    });
-}
-
 #[test]
 fn a_backlog_is_archived_ahead_and_the_calls_that_follow_need_no_store() {
     let site = site();
@@ -59,7 +50,7 @@ fn a_backlog_is_archived_ahead_and_the_calls_that_follow_need_no_store() {
     wait_until("the others are archived", PATIENCE, || {
         stored(&site.near, 2..=8) == 7
     });
-    wait_until_idle(&site);
+    site.wait_until_idle();
     for number in 2..=8 {
         let call = site.pushing(&name(number));
         let output = call
@@ -71,7 +62,7 @@ fn a_backlog_is_archived_ahead_and_the_calls_that_follow_need_no_store() {
     // Nothing is left of it but the lock, once it was at work again.
     archiver.make(9..=10);
     archiver.ask(9).success();
-    wait_until_idle(&site);
+    site.wait_until_idle();
     archiver.ask(10).success();
     let left = std::fs::read_dir(site.wal("seawall/archive"))
         .unwrap()
@@ -85,7 +76,7 @@ fn no_segment_is_stored_more_than_sixteen_behind_the_oldest_that_waits() {
     let archiver = Archiver::of(&site);
     archiver.make(1..=40);
     archiver.ask(1).success();
-    wait_until_idle(&site);
+    site.wait_until_idle();
     // While it worked, segment 1 was acknowledged; 2 is the oldest that waits.
     assert_eq!(stored(&site.near, 1..=40), 18);
     assert!(site.near.wal(&name(19)).is_empty());
@@ -97,7 +88,7 @@ fn no_segment_is_stored_more_than_sixteen_behind_the_oldest_that_waits() {
         archiver.ask(number).success();
         archiver.assert_stored(number);
     }
-    wait_until_idle(&site);
+    site.wait_until_idle();
 }
 
 #[test]
@@ -109,7 +100,7 @@ fn what_was_archived_ahead_is_not_believed_of_a_file_that_changed() {
     wait_until("the others are archived", PATIENCE, || {
         stored(&site.near, 2..=3) == 2
     });
-    wait_until_idle(&site);
+    site.wait_until_idle();
     // The same bytes once more: it is looked at again, and found there.
     archiver.write(2, &archiver.content(2));
     let call = site.pushing(&name(2));
@@ -131,7 +122,7 @@ fn a_record_that_was_forged_or_torn_is_not_believed() {
     let archiver = Archiver::of(&site);
     archiver.make(1..=3);
     archiver.ask(1).success();
-    wait_until_idle(&site);
+    site.wait_until_idle();
     let record = std::fs::read_to_string(archiver.remembered(2)).unwrap();
     for forged in [
         record.replace("\"near\"", "\"gone\""),
@@ -191,7 +182,7 @@ fn one_dead_repository_holds_up_nobody_where_any_is_enough_and_is_brought_what_i
         archiver.ask(number).success();
         archiver.assert_stored(number);
     }
-    wait_until_idle(&site);
+    site.wait_until_idle();
     let noted = std::fs::read_dir(site.wal("seawall/missing/second")).unwrap();
     assert!(noted.count() >= 5);
     // PostgreSQL has recycled one meanwhile: it comes from the other repository.
@@ -209,7 +200,7 @@ fn one_dead_repository_holds_up_nobody_where_any_is_enough_and_is_brought_what_i
         assert!(second.plain(&key) == archiver.content(number));
         assert_eq!(key, site.near.one_wal(&name(number)));
     }
-    wait_until_idle(&site);
+    site.wait_until_idle();
     assert!(!site.wal("seawall/missing").exists());
 }
 
@@ -269,7 +260,7 @@ fn what_a_repository_lacks_that_was_not_needed_is_a_gap_there() {
     let archiver = Archiver::of(&site);
     archiver.make(1..=3);
     archiver.ask(1).success();
-    wait_until_idle(&site);
+    site.wait_until_idle();
     // As if it had failed at 2 alone.
     second.remove(&second.one_wal(&name(2)));
     // 3 is there: nobody may take 2 for the end of WAL, though only one lies behind it.
@@ -284,7 +275,7 @@ fn what_was_archived_ahead_is_not_believed_with_another_configuration() {
     let archiver = Archiver::of(&site);
     archiver.make(1..=2);
     archiver.ask(1).success();
-    wait_until_idle(&site);
+    site.wait_until_idle();
     let mut text = std::fs::read_to_string(site.config.path()).unwrap();
     text.push_str("# the repository may be another one by now\n");
     std::fs::write(site.config.path(), text).unwrap();
@@ -310,7 +301,7 @@ fn a_repository_is_brought_what_it_lacks_also_where_nothing_is_archived_ahead() 
     let _ = std::fs::remove_file(site.wal("seawall/missing/second/failed"));
     archiver.ask(2).success();
     wait_until("it has both", PATIENCE, || stored(&second, 1..=2) == 2);
-    wait_until_idle(&site);
+    site.wait_until_idle();
     archiver.ask(3).success();
     assert_eq!(stored(&second, 3..=3), 1, "it is waited for again");
 }
@@ -338,7 +329,7 @@ fn a_server_under_load_is_kept_up_with_and_its_shutdown_is_not_held_up() {
     pgbench::run(&site.cluster, 2, Duration::from_secs(5));
     let took = site.cluster.stop(Stop::Fast);
     assert!(took < Duration::from_secs(60), "{took:?}");
-    wait_until_idle(&site);
+    site.wait_until_idle();
     let status = std::fs::read_dir(site.wal("archive_status")).unwrap();
     let mut done = 0;
     for entry in status.flatten() {

@@ -82,8 +82,9 @@ async fn restore_to(
     to: &Path,
     backup: Option<BackupId>,
 ) -> seawall::error::Result<()> {
-    let system = system_for(repository, "main", backup.as_ref()).await?;
-    restore(&system, &restore_settings(to, backup)).await?;
+    let settings = restore_settings(to, backup);
+    let system = system_for(repository, "main", &settings.request).await?;
+    restore(&system, &settings).await?;
     Ok(())
 }
 
@@ -195,7 +196,7 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                 let to = ConnectionString::parse(&text, &around).unwrap();
                 let client = Client::connect(&to).await.unwrap();
                 let taken = backup::full(&settings, &client, &faulty).await;
-                let system = system_for(&near, "main", None).await.unwrap();
+                let system = near.systems("main").await.unwrap().remove(0).0;
                 let mut finished = Vec::new();
                 for id in system.backup_ids().await.unwrap() {
                     finished.extend(system.marker(&id).await.unwrap());

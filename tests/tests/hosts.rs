@@ -1,6 +1,8 @@
 //! One repository over the life of a cluster: hosts that take turns as primary, archive_mode
 //! `always`, and a major upgrade that gives the cluster a new system identifier.
 
+use std::time::Duration;
+
 use seawall_tests::postgres::Stop;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
@@ -92,38 +94,71 @@ fn hosts_that_take_turns_archive_into_one_repository_and_a_restore_crosses_all_t
     restored.stop(Stop::Immediate);
 }
 
-#[test]
-fn after_an_upgrade_both_systems_keep_their_wal_in_one_repository_and_the_new_one_is_restored() {
-    let mut site = Site::of(15).start();
-    site.cluster.sql("CREATE TABLE t (what text)");
-    site.backup();
-    insert(&site.cluster, "on 15");
-    site.cluster.archive_all(PATIENCE);
-    let old_system = site.cluster.system_id();
-    let old_keys = site.near.files();
-
-    // What pg_upgrade leaves: another major version, another system identifier, timeline 1 and
-    // early segments again, under the same cluster name.
-    let dump = Run::new(site.cluster.version().client("pg_dump"))
-        .args(["-d", &site.cluster.connection("postgres")])
+/// `pg_upgrade` of the stopped `old` into the new, empty `new`, with both configured to archive.
+fn pg_upgrade(old: &Cluster, new: &Cluster) {
+    Run::new(new.version().bin.join("pg_upgrade"))
+        .arg("-b")
+        .arg(&old.version().bin)
+        .arg("-B")
+        .arg(&new.version().bin)
+        .arg("-d")
+        .arg(old.data())
+        .arg("-D")
+        .arg(new.data())
+        .args(["-U", "postgres"])
+        .arg("-s")
+        .arg(new.socket_directory())
+        .directory(new.home())
+        .timeout(Duration::from_secs(300))
         .run()
         .success();
-    site.cluster.stop(Stop::Fast);
-    let mut upgraded = Cluster::builder(PostgresVersion::find(16))
+}
+
+/// A moment by the server's clock, with commits on either side of it.
+fn moment(cluster: &Cluster, before: &str, after: &str) -> String {
+    insert(cluster, before);
+    let moment = cluster.sql("SELECT clock_timestamp()");
+    insert(cluster, after);
+    moment
+}
+
+#[test]
+fn after_pg_upgrade_both_systems_keep_their_wal_in_one_repository_and_both_are_restored() {
+    let mut site = Site::of(15).start();
+    let old = &mut site.cluster;
+    old.sql("CREATE TABLE t (what text)");
+    seawall(&site.config).arg("backup").run().success();
+    // The old one is on timeline 2 when it is upgraded, and the new one on timeline 1.
+    old.stop(Stop::Fast);
+    site.scratch.file("main/data/standby.signal", "");
+    old.start();
+    old.promote();
+    let before = moment(old, "15 a", "15 b");
+    let point = ["restore-point", "before the upgrade"];
+    seawall(&site.config).args(point).run().success();
+    insert(old, "15 c");
+    old.archive_all(PATIENCE);
+    let old_system = old.system_id();
+    old.stop(Stop::Fast);
+    let old_keys = site.near.files();
+
+    let mut new = Cluster::builder(PostgresVersion::find(18))
         .fsync()
         .create_in(&site.scratch, "upgraded");
     let config = ConfigFile::new()
-        .cluster_as("main", &upgraded, "postgres")
+        .cluster_as("main", &new, "postgres")
         .repository(Repository::local("near", site.near.root()))
         .write_to(&site.scratch.join("upgraded.toml"));
     seawall(&config).arg("init").run().success();
-    upgraded.archive_with(&config);
-    upgraded.start();
-    upgraded.psql("postgres", &dump.stdout).success();
+    // Already while it is upgraded.
+    new.archive_with(&config);
+    pg_upgrade(old, &new);
+    new.start();
     seawall(&config).arg("backup").run().success();
-    insert(&upgraded, "on 16");
-    upgraded.archive_all(PATIENCE);
-    let new_system = upgraded.system_id();
+    let after = moment(&new, "18 a", "18 b");
+    let segment = new.archive_all(PATIENCE);
+    assert!(segment.starts_with("00000001"), "{segment}");
+    let new_system = new.system_id();
     assert_ne!(old_system, new_system);
 
     // Nothing of the old one was touched, and each has its own keys.
@@ -131,36 +166,70 @@ fn after_an_upgrade_both_systems_keep_their_wal_in_one_repository_and_the_new_on
     assert!(old_keys.iter().all(|key| keys.contains(key)));
     let wal = |system: &str| site.near.keys_with(&format!("main/{system}/wal/00000001/"));
     assert!(!wal(&old_system).is_empty() && !wal(&new_system).is_empty());
-    let listed = seawall(&config)
-        .args(["list", "--json"])
-        .run()
-        .success()
-        .json();
+    let listed = seawall(&config).args(["list", "--json"]).run();
+    let listed = listed.success().json();
     let systems = listed["repositories"][0]["systems"].as_array().unwrap();
     let order: Vec<_> = systems
         .iter()
         .map(|system| {
-            (
-                system["system_id"].as_str().unwrap(),
-                &system["postgresql_major"],
-            )
+            let id = system["system_id"].as_str().unwrap();
+            (id, system["postgresql_major"].as_u64().unwrap())
         })
         .collect();
-    assert_eq!(order[0], (old_system.as_str(), &15.into()));
-    assert_eq!(order[1], (new_system.as_str(), &16.into()));
-    seawall(&config).arg("check").run().success();
+    assert_eq!(order, [(old_system.as_str(), 15), (&new_system, 18)]);
+    for system in systems {
+        assert_eq!(system["backups"].as_array().unwrap().len(), 1);
+        assert!(system["backups"][0]["window"]["to"].is_string(), "{system}");
+    }
+    let checked = seawall(&config).arg("check").run().success();
+    let whole = "archived WAL has no gaps and no conflicts";
+    assert!(checked.stdout.contains(whole), "{}", checked.stdout);
     let verified = seawall(&config).args(["wal", "verify", "--json"]).run();
     let verified = verified.success().json();
     assert_eq!(verified["systems"].as_array().unwrap().len(), 2);
     let resolved = seawall(&config).args(["wal", "resolve"]).run().success();
     assert_eq!(resolved.stdout.matches("no conflicts").count(), 2);
 
-    // The newest system is what a restore brings back.
-    let to = site.scratch.join("restored-data");
-    restore(&config).arg("--to").arg(&to).run().success();
-    let mut restored = Cluster::adopt(upgraded.version().clone(), &site.scratch, "restored", &to);
-    restored.start();
-    restored.wait_until_recovered(PATIENCE);
-    assert_eq!(rows(&restored), "on 15,on 16");
-    restored.stop(Stop::Immediate);
+    // Each target leads to the system that it was on; without one the newest is meant.
+    let old_version = old.version();
+    for (name, target, version, system, expected) in [
+        (
+            "b",
+            vec!["--time", &before],
+            old_version,
+            &old_system,
+            "15 a",
+        ),
+        (
+            "p",
+            vec!["--name", point[1]],
+            old_version,
+            &old_system,
+            "15 a,15 b",
+        ),
+        (
+            "a",
+            vec!["--time", &after],
+            new.version(),
+            &new_system,
+            "15 a,15 b,15 c,18 a",
+        ),
+        (
+            "n",
+            vec![],
+            new.version(),
+            &new_system,
+            "15 a,15 b,15 c,18 a,18 b",
+        ),
+    ] {
+        let to = site.scratch.join(format!("{name}-data"));
+        let restored = restore(&config).arg("--to").arg(&to).args(target).run();
+        restored.success().says("2 systems").says(system);
+        let mut restored = Cluster::adopt(version.clone(), &site.scratch, name, &to);
+        restored.start();
+        restored.wait_until_recovered(PATIENCE);
+        assert_eq!(rows(&restored), expected);
+        assert_eq!(&restored.system_id(), system);
+        restored.stop(Stop::Immediate);
+    }
 }

@@ -17,10 +17,11 @@ const LAYERS: &[(&str, &str)] = &[
     ("storage",    "config"),
     ("repository", "config postgres storage"),
     ("wal",        "config postgres storage repository"),
-    // Nor do these three.
+    // Nor do these four.
     ("backup",     "config postgres storage repository wal"),
     ("copy",       "config postgres storage repository wal"),
     ("retention",  "config postgres storage repository wal"),
+    ("heartbeat",  "config postgres storage repository wal"),
     // The doctor looks at all of them and changes nothing.
     ("doctor",     "config postgres storage repository wal copy"),
     // Packages of their own: the restore, and the drill, which uses it.
@@ -29,7 +30,7 @@ const LAYERS: &[(&str, &str)] = &[
     // Runs everything on its schedule.
     ("daemon",     "config postgres storage repository wal backup copy retention"),
     // Arguments and exit codes. Only the programs themselves know it.
-    ("cli",        "config postgres storage repository wal backup copy retention doctor daemon"),
+    ("cli",        "config postgres storage repository wal backup copy retention heartbeat doctor daemon"),
     ("main of src",         "config postgres storage repository wal backup copy retention daemon cli"),
     ("main of archive-cmd", "config postgres storage repository wal cli"),
     ("main of restore",     "config postgres storage repository wal backup cli seawall_restore"),

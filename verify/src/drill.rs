@@ -80,12 +80,7 @@ impl Drill<'_> {
     /// PostgreSQL. Everything later is a report that did not pass.
     pub async fn run(&self, scratch: &Scratch, keep: bool) -> Result<Done> {
         let started = Timestamp::now();
-        let system = system_for(
-            self.repository,
-            self.cluster_name,
-            self.request.backup.as_ref(),
-        )
-        .await?;
+        let system = system_for(self.repository, self.cluster_name, &self.request).await?;
         // Looked at before the clock starts: whether this host can do it at all.
         let plan = Catalogue::load(&system).await?.plan(&self.request).await?;
         let programs = Programs::find(plan.backup.major(), self.cluster.bin_directory.as_deref())?;

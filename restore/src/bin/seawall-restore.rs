@@ -56,8 +56,7 @@ fn run(args: &RestoreArgs) -> Result<Exit> {
         let repository = repositories
             .first()
             .ok_or_else(|| Error::usage("no repository is configured"))?;
-        let backup = settings.request.backup.as_ref();
-        let system = system_for(repository, cluster, backup).await?;
+        let system = system_for(repository, cluster, &settings.request).await?;
         let restored = restore(&system, &settings).await?;
         print(args, &settings, &restored)?;
         Ok(Exit::Done)

@@ -3,9 +3,76 @@
 use jiff::Timestamp;
 
 use super::Client;
+use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
+use crate::postgres::Lsn;
+use crate::postgres::connection::{ConnectionString, Surroundings};
+
+/// Where a primary's WAL stands, and what has been written to it; see
+/// [`Client::wal_position`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalPosition {
+    /// Where the next record goes.
+    pub lsn: Lsn,
+    /// The transactions that had ended just before, as `pg_current_snapshot()` prints them.
+    /// Whenever one with a transaction number ends, this is another text.
+    pub snapshot: String,
+    /// The server's clock.
+    pub time: Timestamp,
+    /// When the archiver last succeeded.
+    pub last_archived: Option<Timestamp>,
+    /// Whether it has failed since.
+    pub archiver_fails: bool,
+}
 
 impl Client {
+    /// Connects to the server of `cluster`.
+    pub async fn of_cluster(cluster: &ClusterConfig) -> Result<Self> {
+        let text = match &cluster.connection {
+            Some(connection) => connection.resolve()?,
+            None => String::new(),
+        };
+        let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
+        Self::connect(&connection).await
+    }
+
+    /// Writes a logical message with this prefix into the WAL, in a transaction of its own.
+    /// After `Ok` it is committed and flushed here (no standby is waited for); where its
+    /// commit ends at the latest.
+    pub async fn emit_message(&self, prefix: &str, content: &str) -> Result<Lsn> {
+        // synchronous_commit is local in every session.
+        self.query(
+            "SELECT pg_logical_emit_message(true, $1, $2)::text",
+            &[&prefix, &content],
+        )
+        .await?;
+        self.current_wal_lsn().await
+    }
+
+    /// Where the WAL of this primary stands.
+    pub async fn wal_position(&self) -> Result<WalPosition> {
+        let sql = "SELECT pg_current_wal_insert_lsn()::text, pg_current_snapshot()::text, \
+                   (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
+                   (extract(epoch FROM last_archived_time) * 1000000)::bigint, \
+                   last_failed_time IS NOT NULL \
+                   AND (last_archived_time IS NULL OR last_failed_time > last_archived_time) \
+                   FROM pg_stat_archiver";
+        let strange =
+            || Error::failed("the server did not tell where its WAL stands").at(self.place());
+        let rows = self.query_rows(sql).await?;
+        let row = rows.into_iter().next().ok_or_else(strange)?;
+        let [lsn, snapshot, time, archived, fails] =
+            <[Option<String>; 5]>::try_from(row).map_err(|_| strange())?;
+        let moment = |text: &str| Timestamp::from_microsecond(text.parse().ok()?).ok();
+        Ok(WalPosition {
+            lsn: lsn.and_then(|lsn| lsn.parse().ok()).ok_or_else(strange)?,
+            snapshot: snapshot.ok_or_else(strange)?,
+            time: time.as_deref().and_then(moment).ok_or_else(strange)?,
+            last_archived: archived.as_deref().and_then(moment),
+            archiver_fails: fails.as_deref() == Some("t"),
+        })
+    }
+
     /// The server's clock, now.
     pub async fn clock(&self) -> Result<Timestamp> {
         let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentName, SystemId};
 use crate::repository::Repository;
+use crate::repository::timeline_wal::SegmentRun;
 use crate::storage::Store;
 use crate::storage::generated::{Level, generated};
 
@@ -70,6 +71,33 @@ fn said(survey: &Survey, backups: &[Needed]) -> Vec<String> {
         .iter()
         .map(ToString::to_string)
         .collect()
+}
+
+#[test]
+fn what_retention_removed_is_not_missed_unless_a_backup_needs_it() {
+    // A backup of segment 3 is kept for years, and recent WAL from segment 40 on.
+    let mut kept = survey(&[(1, &[(3, 3), (40, 50)])], &[]);
+    let backups = [backup(1, 3), backup(1, 41)];
+    let removed = |survey: &mut Survey, ranges: &[(u64, u64)]| {
+        let wal = survey.archived.get_mut(&TimelineId::FIRST).unwrap();
+        wal.expired = ranges.iter().copied().collect();
+    };
+    assert_eq!(
+        said(&kept, &backups),
+        [format!("{} to {}", name(1, 4), name(1, 39))]
+    );
+    removed(&mut kept, &[(4, 39)]);
+    assert!(said(&kept, &backups).is_empty());
+    removed(&mut kept, &[(3, 39)]);
+    assert!(said(&kept, &backups).is_empty());
+    let lost = [backup(1, 3), backup(1, 20), backup(1, 41)];
+    assert_eq!(
+        said(&kept, &lost),
+        [format!("{} (a backup needs it)", name(1, 20))]
+    );
+    // Nor does it lack what another repository still holds.
+    let other = survey(&[(1, &[(1, 50)])], &[]);
+    assert!(lacking(&kept, &[&other], None).is_empty());
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Planner<'_> {
             .end
             .map_or(backup.stop_lsn, |(last, _)| size.start_of(last + 1));
         let how = match &line.broken {
-            Some(Break::Gap { .. }) if !self.request.end_at_gap => {
+            Some(Break::Gap { .. } | Break::Expired { .. }) if !self.request.end_at_gap => {
                 "take --end-at-gap instead of --time"
             }
             _ => "leave --time out",
@@ -125,7 +125,7 @@ impl Planner<'_> {
             | (_, Bound::Lsn(_) | Bound::Point(_) | Bound::Transaction { .. }, _) => {
                 return true;
             }
-            (.., Break::Gap { .. }) if self.request.end_at_gap => {
+            (.., Break::Gap { .. } | Break::Expired { .. }) if self.request.end_at_gap => {
                 self.warnings.push(format!(
                     "{}; recovery will end there, as --end-at-gap says",
                     describe(broken)
@@ -159,6 +159,12 @@ impl Planner<'_> {
                     describe(broken)
                 ))
                 .hint(format!("{reachable}; to stop at the gap, add --end-at-gap")),
+            Break::Expired { .. } => self
+                .unreachable(format!(
+                    "the WAL behind this backup is no longer kept: {}",
+                    describe(broken)
+                ))
+                .hint(format!("{reachable}; to stop where it ends, add --end-at-gap, or --immediate to stop at the backup's own end")),
             Break::Conflict { .. } => Error::refused(describe(broken))
                 .at(self.catalogue.system().place())
                 .hint(format!("two servers archived under one name; see what each wrote with `seawall wal resolve`, and settle it there. Without it, {reachable}")),
@@ -169,6 +175,7 @@ impl Planner<'_> {
 fn describe(broken: &Break) -> String {
     match broken {
         Break::Gap { missing, .. } => format!("{missing} is missing and later WAL is there"),
+        Break::Expired { segment, .. } => format!("{segment} was removed by retention"),
         Break::Conflict { segment, .. } => {
             format!("{segment} is archived with different contents")
         }

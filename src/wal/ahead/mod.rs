@@ -11,8 +11,6 @@ mod repair;
 pub mod spool;
 
 use std::fs::File;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +23,7 @@ use super::identity::Identity;
 use super::missing::Missing;
 use super::push::{Engine, WalFile};
 use crate::config::Config;
+use crate::digest::PlainDigest;
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
@@ -160,8 +159,8 @@ impl Ahead {
 
     /// Whether the configuration is the one that we work by.
     fn is_configured_so(&self) -> bool {
-        Config::load(Some(&self.configuration))
-            .is_ok_and(|config| config.digest == self.whose.configuration)
+        std::fs::read(&self.configuration)
+            .is_ok_and(|text| PlainDigest::of(&text) == self.whose.configuration)
     }
 
     /// Archives one segment and records it, unless somebody else is at it.
@@ -244,24 +243,6 @@ impl Run {
         let number = segment.number(self.control.segment_size);
         segment.timeline == self.asked.timeline
             && number.is_ok_and(|number| (self.oldest..=self.next).contains(&number))
-    }
-}
-
-/// Starts this program once more to work ahead. It holds none of our files, so that nobody
-/// waits for it. A failure is no harm.
-pub fn start(arguments: &[&std::ffi::OsStr], data: &DataDirectory) {
-    let started = Command::new("/proc/self/exe")
-        .arg0("seawall-archive")
-        .args(arguments)
-        // Measured: glibc's arenas, one a thread, double what the work itself takes.
-        .env("MALLOC_ARENA_MAX", "1")
-        .current_dir(data.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    if let Err(error) = started {
-        tracing::debug!("cannot start to work ahead: {error}");
     }
 }
 

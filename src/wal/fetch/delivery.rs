@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::{NewTablespaces, Place, Request, Turn};
@@ -14,9 +15,6 @@ use crate::repository::System;
 use crate::repository::bridge::ObjectReader;
 use crate::repository::codec;
 use crate::repository::keys::WalObject;
-
-/// `.history` and `.backup` files are small texts.
-const LARGEST_TEXT: u64 = 1 << 20;
 
 /// Brings an object to the destination of `request`, whose turn this is.
 pub(super) async fn deliver(
@@ -56,14 +54,10 @@ pub(super) async fn with_content<T: Send + 'static>(
         Error::failed(format!("{} was listed and is gone", object.name)).at(&place)
     })?;
     let reader = ObjectReader::new(stream);
-    let length = match object.name {
-        WalFileName::Segment(_) | WalFileName::Partial(_) => (size.bytes(), size.bytes()),
-        _ => (1, LARGEST_TEXT),
-    };
     let content = Content {
         reader,
         object,
-        length,
+        sizes: object.name.sizes(size),
     };
     tokio::task::spawn_blocking(move || take(content))
         .await
@@ -78,8 +72,8 @@ pub(super) async fn with_content<T: Send + 'static>(
 pub(super) struct Content {
     reader: ObjectReader,
     object: WalObject,
-    /// The shortest and the longest that it may be.
-    length: (u64, u64),
+    /// How many plain bytes it may have.
+    sizes: RangeInclusive<u64>,
 }
 
 impl Content {
@@ -89,10 +83,9 @@ impl Content {
         let object = self.object;
         let damaged =
             |why: String| Error::failed(format!("the archived {} is damaged: {why}", object.name));
-        let (shortest, longest) = self.length;
         let mut plain = codec::stream_decoder(self.reader)
             .map_err(|error| damaged(error.to_string()))?
-            .take(longest.saturating_add(1));
+            .take(self.sizes.end().saturating_add(1));
         let mut hasher = PlainHasher::default();
         let mut size = 0;
         let mut buffer = vec![0; 256 << 10];
@@ -110,7 +103,7 @@ impl Content {
         if digest != object.digest {
             return Err(damaged(format!("its content has the digest {digest}")));
         }
-        if !(shortest..=longest).contains(&size) {
+        if !self.sizes.contains(&size) {
             return Err(damaged(format!("it holds {size} bytes")));
         }
         // A network file system may tell only at a close that its disk is full.

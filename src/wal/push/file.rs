@@ -17,9 +17,6 @@ use crate::repository::bridge::ObjectWriter;
 use crate::repository::codec::PieceCompressor;
 use crate::wal::identity::Identity;
 
-/// `.history` and `.backup` files are small texts.
-pub(super) const LARGEST_TEXT: u64 = 1 << 20;
-
 /// What is read at once: it stays in the processor's cache until it is digested and compressed.
 const PIECE: usize = 256 << 10;
 
@@ -63,7 +60,7 @@ impl WalFile {
                 .map_err(refuse)?;
             }
             WalFileName::History(_) | WalFileName::BackupHistory(..) => {
-                if size == 0 || size > LARGEST_TEXT {
+                if !name.sizes(control.segment_size).contains(&size) {
                     return Err(refuse(FormatError::new(
                         "history file",
                         format!("{size} bytes is not the size of one"),
@@ -92,29 +89,20 @@ impl WalFile {
     /// only its digest is taken, and [`compress_into`](Self::compress_into) reads it again,
     /// since its key needs the digest before the first byte is stored.
     pub(super) fn read(&self, too_large: bool, workshop: &mut Workshop) -> Result<Compressed> {
-        let Workshop {
-            compressor,
-            piece,
-            stored,
-        } = workshop;
-        let mut hasher = PlainHasher::default();
-        stored.clear();
-        compressor.begin(self.size)?;
-        self.each_piece(piece, |plain| {
-            hasher.update(plain);
-            match too_large {
-                true => Ok(()),
-                false => compressor.write(plain, stored),
-            }
-        })?;
-        let bytes = match too_large {
-            true => None,
-            false => {
-                compressor.finish(stored)?;
-                Some(Bytes::copy_from_slice(stored))
-            }
-        };
-        let digest = hasher.finish();
+        if too_large {
+            let mut hasher = PlainHasher::default();
+            self.each_piece(&mut workshop.piece, |plain| {
+                hasher.update(plain);
+                Ok(())
+            })?;
+            let digest = hasher.finish();
+            return Ok(Compressed {
+                digest,
+                bytes: None,
+            });
+        }
+        let digest = self.compress(workshop, |_| Ok(()))?;
+        let bytes = Some(Bytes::copy_from_slice(&workshop.stored));
         Ok(Compressed { digest, bytes })
     }
 
@@ -126,6 +114,25 @@ impl WalFile {
         digest: PlainDigest,
         workshop: &mut Workshop,
     ) -> Result<()> {
+        let found = self.compress(workshop, |stored| {
+            let done = writer.write(Bytes::copy_from_slice(stored));
+            stored.clear();
+            done
+        })?;
+        if found != digest {
+            let what = format!("{} changed while it was read", self.name);
+            return Err(Error::failed(what));
+        }
+        writer.write(Bytes::copy_from_slice(&workshop.stored))
+    }
+
+    /// Digests and compresses it in one pass into `workshop.stored`, from which `take` may take
+    /// what has come so far; the end is left there.
+    fn compress(
+        &self,
+        workshop: &mut Workshop,
+        mut take: impl FnMut(&mut Vec<u8>) -> Result<()>,
+    ) -> Result<PlainDigest> {
         let Workshop {
             compressor,
             piece,
@@ -137,16 +144,10 @@ impl WalFile {
         self.each_piece(piece, |plain| {
             hasher.update(plain);
             compressor.write(plain, stored)?;
-            let done = writer.write(Bytes::copy_from_slice(stored));
-            stored.clear();
-            done
+            take(stored)
         })?;
-        if hasher.finish() != digest {
-            let what = format!("{} changed while it was read", self.name);
-            return Err(Error::failed(what));
-        }
         compressor.finish(stored)?;
-        writer.write(Bytes::copy_from_slice(stored))
+        Ok(hasher.finish())
     }
 
     /// Hands over every piece of the file; a file that changed its length is an error.

@@ -1,9 +1,8 @@
 //! Bringing one repository a file that another holds.
 
 use super::Engine;
-use super::file::LARGEST_TEXT;
 use crate::error::{Error, Result};
-use crate::postgres::WalFileName;
+use crate::postgres::{SegmentSize, WalFileName};
 use crate::repository::System;
 use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
@@ -32,10 +31,10 @@ impl Engine {
                     aim.register(&self.control).await?;
                     match aim.system().held(name).await? {
                         Held::One(there, _) if there.digest == object.digest => return Ok(()),
-                        Held::Absent => {}
+                        Held::Absent => aim.refuse_set_aside(object, &aim.aside().await?)?,
                         _ => return Err(aim.system().conflict(name, &[object.digest])),
                     }
-                    copy(source, aim.system(), object, self.largest(name)).await?;
+                    copy(source, aim.system(), object, self.control.segment_size).await?;
                     return aim.confirm(object).await;
                 }
                 Ok(_) => {}
@@ -44,19 +43,16 @@ impl Engine {
         }
         Err(nobody)
     }
-
-    /// The most plain bytes that an object of this name holds.
-    fn largest(&self, name: WalFileName) -> u64 {
-        match name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => self.control.segment_size.bytes(),
-            _ => LARGEST_TEXT,
-        }
-    }
 }
 
-async fn copy(source: &System, aim: &System, object: WalObject, largest: u64) -> Result<()> {
+async fn copy(
+    source: &System,
+    aim: &System,
+    object: WalObject,
+    segment_size: SegmentSize,
+) -> Result<()> {
     let place = format!("{} of {}", source.keys().wal_object(object), source.place());
-    match transfer(source, aim, object, largest).await {
+    match transfer(source, aim, object, segment_size).await {
         Ok(_) => Ok(()),
         Err(Failure::Source(Trouble::Damaged(why))) => {
             Err(Error::failed(format!("{} is damaged: {why}", object.name)).at(place))

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::file::{Compressed, WalFile};
 use super::{Outcome, Workshops};
@@ -18,6 +20,12 @@ use crate::repository::keys::WalObject;
 use crate::repository::wal_objects::Held;
 use crate::storage::ObjectInfo;
 
+/// For how long what was set aside is not listed again: one listing does for a run.
+const ASIDE_BELIEVED: Duration = Duration::from_secs(10);
+
+/// The contents that lost a conflict.
+type Aside = Arc<BTreeSet<(WalFileName, PlainDigest)>>;
+
 /// One repository that files are pushed into.
 pub(super) struct Target {
     system: System,
@@ -29,6 +37,8 @@ pub(super) struct Target {
     /// The newest listing of a log's directory. Who waits for it while another lists finds
     /// its own answer in it afterwards, or lists for all who wait then.
     listing: tokio::sync::Mutex<Option<Listing>>,
+    /// What was set aside, and when that was looked at.
+    aside: tokio::sync::Mutex<Option<(Instant, Aside)>>,
     /// The segments that are being pushed.
     pending: Mutex<BTreeSet<SegmentName>>,
 }
@@ -57,6 +67,7 @@ impl Target {
             registered: OnceCell::new(),
             puts: AtomicU64::new(0),
             listing: tokio::sync::Mutex::new(None),
+            aside: tokio::sync::Mutex::new(None),
             pending: Mutex::default(),
         }
     }
@@ -83,7 +94,7 @@ impl Target {
         let name = file.name();
         let _pending = Pending::of(self, name);
         self.register(control).await?;
-        let held = self.held(name, 0).await?;
+        let (held, aside) = tokio::try_join!(self.held(name, 0), self.aside())?;
         let compressed = compressed.await?;
         let object = WalObject {
             name,
@@ -98,7 +109,7 @@ impl Target {
             }
             Held::One(there, _) => return Err(self.other_content(object, &[there.digest])),
             Held::Conflict(digests) => return Err(self.other_content(object, &digests)),
-            Held::Absent => {}
+            Held::Absent => self.refuse_set_aside(object, &aside)?,
         }
         let key = self.system.keys().wal_object(object);
         match &compressed.bytes {
@@ -136,6 +147,33 @@ impl Target {
             .at(self.system.place())
             .hint("nothing is acknowledged; check the store with `seawall check`")),
         }
+    }
+
+    /// What lost a conflict here, as of a moment ago.
+    pub(super) async fn aside(&self) -> Result<Aside> {
+        let mut known = self.aside.lock().await;
+        if let Some((at, aside)) = &*known
+            && at.elapsed() < ASIDE_BELIEVED
+        {
+            return Ok(Arc::clone(aside));
+        }
+        let began = Instant::now();
+        let aside = Arc::new(self.system.contents_set_aside().await?);
+        *known = Some((began, Arc::clone(&aside)));
+        Ok(aside)
+    }
+
+    /// Whoever lost a conflict and goes on archiving must not bring back what was decided
+    /// against: where it had no rival, nothing else would stop it.
+    pub(super) fn refuse_set_aside(&self, object: WalObject, aside: &Aside) -> Result<()> {
+        if !aside.contains(&(object.name, object.digest)) {
+            return Ok(());
+        }
+        let key = self.system.keys().set_aside(object);
+        Err(Error::refused(format!("this content of {} was set aside", object.name))
+            .at(self.system.place())
+            .because(format!("`seawall wal resolve` decided for another branch than this server's, and moved it to {key}"))
+            .hint("stop archiving here, and build this server anew with pg_rewind or from a backup; if the decision was wrong, move the object back to its path below wal/; if it was set aside because it was damaged, remove it there by hand"))
     }
 
     /// What a listing holds of `name` that began when `since` puts had ended, or later.

@@ -1,0 +1,113 @@
+//! `seawall daemon`.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use super::report;
+use crate::config::Config;
+use crate::daemon::{self, Accepted, Options};
+use crate::error::{Error, Exit, IoContext, Result};
+use crate::privileges::{Account, is_root};
+
+/// Do everything on its schedule, for all clusters, until it is stopped
+///
+/// SIGTERM tells what runs to give up and ends with 0; SIGHUP reads the configuration again.
+/// Runs each operation as a command of its own. As root it becomes the owner of the data
+/// directories; where they have several owners it stays root, and each command becomes its
+/// cluster's.
+#[derive(Debug, Parser)]
+pub struct DaemonArgs {
+    /// The configuration file [default: $SEAWALL_CONFIG, then /etc/seawall/seawall.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::Level,
+}
+
+/// Runs until it is stopped.
+pub fn run(args: &DaemonArgs) -> Result<Exit> {
+    let accepted = Accepted::load(args.config.as_deref())?;
+    let directory = accepted.config.daemon.state_directory.clone();
+    prepare(&directory, &accepted.config)?;
+    let _lock = lock(&directory)?;
+    let options = Options {
+        program: daemon::child::own_program()
+            .map_err(|error| Error::failed("cannot find where this program lies").because(error))?,
+        log_level: args.log_level.to_string().to_lowercase(),
+        host: nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    let ended = runtime.block_on(daemon::run(accepted, options));
+    // A disk or a name server that hangs must not delay the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(match ended {
+        Ok(()) => Exit::Done,
+        Err(error) => report(&error),
+    })
+}
+
+/// Makes the state directory, and becomes the user that it is to belong to.
+fn prepare(directory: &Path, config: &Config) -> Result<()> {
+    let made = !directory.is_dir();
+    if made {
+        let hint = "make it for the user that the daemon runs as, or set daemon.state_directory";
+        std::fs::create_dir_all(directory)
+            .on("make", directory)
+            .map_err(|error| {
+                Error::failed("there is no place for the state")
+                    .because(error)
+                    .hint(hint)
+            })?;
+    }
+    if !is_root() {
+        return Ok(());
+    }
+    let owners: Vec<_> = config
+        .cluster
+        .values()
+        .map(|c| owner(&c.data_directory))
+        .collect();
+    let several = owners.windows(2).any(|pair| pair[0] != pair[1]);
+    let first = config.cluster.values().next();
+    match first.and_then(|cluster| Account::owner_of(&cluster.data_directory)) {
+        Some(account) if !several => {
+            if made {
+                account.own(directory)?;
+            }
+            account.become_it()
+        }
+        _ => Ok(()),
+    }
+}
+
+fn owner(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|metadata| metadata.uid())
+}
+
+/// One daemon at a time has the state directory. The directory itself is locked: that takes no
+/// space on its disk.
+fn lock(directory: &Path) -> Result<File> {
+    let lock = File::open(directory).on("open", directory)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::refused("another daemon uses this state directory")
+                .at(directory.display())
+                .hint("stop it first, or give this one a daemon.state_directory of its own"))
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(Error::failed(format!("cannot lock {}", directory.display())).because(error))
+        }
+    }
+}

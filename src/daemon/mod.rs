@@ -1,0 +1,467 @@
+//! The daemon: backups, copies, expiry and drills of many clusters on their schedule, each as
+//! a command of its own (`seawall backup`, …). So one that fails, hangs or panics never takes
+//! another down, and clusters may belong to different users.
+//!
+//! One loop looks at the wall clock every second and decides ([`agenda`]); what it starts it
+//! never waits for. Nothing that may block, a store, a server or a disk, is touched by the
+//! loop itself, so its sign of life to the service manager means something.
+
+mod accepted;
+pub mod agenda;
+pub mod child;
+mod follow;
+mod look;
+mod notify;
+pub mod operation;
+mod saver;
+pub mod state;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+pub use accepted::Accepted;
+
+use crate::error::{Error, Exit, Result};
+use agenda::{Run, RunResult, Waiting};
+use child::{Ended, Order};
+use follow::{Followers, News};
+use look::Look;
+use notify::Notify;
+use operation::{Job, Task};
+use saver::Saver;
+use state::State;
+
+/// How often the wall clock is looked at: it may jump, and machines sleep.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The first wait before what is away or busy is looked at again, and the longest.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// How the daemon is to be run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Our own program, for the commands.
+    pub program: PathBuf,
+    /// The `--log-level` of the commands.
+    pub log_level: String,
+    /// This host's name, for the jitter.
+    pub host: String,
+}
+
+/// What became of an attempt.
+enum Outcome {
+    /// It was not begun: the look said why. True: something is away.
+    Waits(String, bool),
+    /// Somebody else has done it.
+    Elsewhere(String),
+    /// The command ran.
+    Ran(Timestamp, Ended),
+    /// The command could not be started.
+    Broken(String),
+    /// The daemon ends before it began.
+    GivenUp,
+}
+
+/// When something that waits is looked at again.
+struct Pause {
+    until: Instant,
+    next: Duration,
+}
+
+struct Daemon {
+    options: Options,
+    accepted: Accepted,
+    tasks: Vec<Task>,
+    state: State,
+    saver: Saver,
+    pauses: BTreeMap<Job, Pause>,
+    running: BTreeSet<Job>,
+    attempts: JoinSet<Outcome>,
+    attempted: HashMap<tokio::task::Id, (Job, Timestamp)>,
+    followers: Followers,
+    stop: watch::Sender<bool>,
+    notify: Notify,
+}
+
+/// Runs everything on its schedule until SIGTERM or SIGINT; then what runs is told to give up,
+/// and has `daemon.stop_timeout` for it. SIGHUP reads the configuration again, and keeps the
+/// old one where the new one is wrong.
+///
+/// The caller holds the lock on the state directory.
+///
+/// # Errors
+/// It cannot begin: the state cannot be read, or the system gives no signals.
+pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
+    let no_signals = |error| Error::failed("cannot listen to signals").because(error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
+    let directory = &accepted.config.daemon.state_directory;
+    let state = State::take(directory)?;
+    let saver = Saver::new(directory.clone(), &state);
+    let (news, mut heard) = mpsc::unbounded_channel();
+    let mut daemon = Daemon {
+        tasks: operation::tasks(&accepted.config, &options.host)?,
+        options,
+        accepted,
+        state,
+        saver,
+        pauses: BTreeMap::new(),
+        running: BTreeSet::new(),
+        attempts: JoinSet::new(),
+        attempted: HashMap::new(),
+        followers: Followers::new(news),
+        stop: watch::Sender::new(false),
+        notify: Notify::new(),
+    };
+    daemon.follow()?;
+    daemon.begin();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => daemon.tick(),
+            Some(done) = daemon.attempts.join_next_with_id() => daemon.attempt_ended(done),
+            Some(news) = heard.recv() => daemon.heard(news),
+            _ = hangup.recv() => daemon.reload().await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    daemon.end().await;
+    Ok(())
+}
+
+impl Daemon {
+    fn begin(&mut self) {
+        tracing::info!(
+            "serving {} with {} jobs on a schedule and {} that never end",
+            counted(self.accepted.config.cluster.len(), "cluster"),
+            self.tasks.len(),
+            self.followers.count()
+        );
+        self.notify.ready();
+    }
+
+    fn tick(&mut self) {
+        let now = Timestamp::now();
+        for task in &self.tasks {
+            let job = &task.job;
+            let record = self.state.jobs.entry(job.key()).or_default();
+            record.prepare(task, now);
+            let paused = self
+                .pauses
+                .get(job)
+                .is_some_and(|p| p.until > Instant::now());
+            if paused || !job.may_begin(&self.running) {
+                continue;
+            }
+            let Some(due) = record.due(task, now) else {
+                continue;
+            };
+            let order = self
+                .accepted
+                .order(&self.options, &job.words(&self.accepted.config));
+            let attempt = attempt(
+                std::sync::Arc::clone(&self.accepted.config),
+                job.clone(),
+                due,
+                Order {
+                    name: job.to_string(),
+                    ..order
+                },
+                self.stop.subscribe(),
+            );
+            let id = self.attempts.spawn(attempt).id();
+            self.attempted.insert(id, (job.clone(), due));
+            self.running.insert(job.clone());
+        }
+        self.saver.save(&self.state);
+        self.notify.alive();
+        self.notify.status(self.status(now));
+    }
+
+    fn attempt_ended(&mut self, done: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
+        let (id, outcome) = match done {
+            Ok((id, outcome)) => (id, outcome),
+            Err(error) => (error.id(), Outcome::Broken(format!("it broke: {error}"))),
+        };
+        let Some((job, due)) = self.attempted.remove(&id) else {
+            return;
+        };
+        self.running.remove(&job);
+        let now = Timestamp::now();
+        let run = match outcome {
+            Outcome::GivenUp => return,
+            // To be done again after the next start.
+            Outcome::Ran(_, ended) if ended.given_up => return,
+            Outcome::Waits(why, away) => return self.waits(&job, now, why, away),
+            Outcome::Elsewhere(what) => {
+                tracing::info!("{job}: nothing to do for {due}: {what}");
+                run_of(due, now, now, RunResult::Elsewhere, None, what)
+            }
+            Outcome::Broken(why) => run_of(due, now, now, RunResult::Failed, None, why),
+            Outcome::Ran(started, ended) => {
+                let result = match ended.exit {
+                    Some(0) => RunResult::Done,
+                    Some(code) if code == Exit::Missed as i32 => RunResult::Finding,
+                    _ => RunResult::Failed,
+                };
+                run_of(due, started, now, result, ended.exit, ended.said)
+            }
+        };
+        self.note(&job, run);
+    }
+
+    /// Notes a run, and says of failures what is new.
+    fn note(&mut self, job: &Job, run: Run) {
+        let record = self.state.jobs.entry(job.key()).or_default();
+        let before = record.failing.clone();
+        let repeated = record
+            .last
+            .as_ref()
+            .is_some_and(|last| last.said == run.said);
+        let (result, said) = (run.result, run.said.clone());
+        if let Some(waiting) = &record.waiting {
+            tracing::info!("{job}: went on; it had waited since {:.0}", waiting.since);
+        }
+        self.pauses.remove(job);
+        record.ended(run, self.accepted.config.daemon.retry_after.0);
+        match (result, before, &record.failing) {
+            (RunResult::Failed, before, Some(failing)) => {
+                let again = match failing.retry_at {
+                    Some(time) => format!("next attempt at {time:.0}"),
+                    None => "not tried again before its next time or a reload".into(),
+                };
+                match before.is_some() && repeated {
+                    true => tracing::info!(
+                        "{job}: still fails, {} since {:.0}; {again}",
+                        counted(failing.count as usize, "time"),
+                        failing.since
+                    ),
+                    false => tracing::error!("{job}: failed: {said}; {again}"),
+                }
+            }
+            (_, Some(before), _) => tracing::info!(
+                "{job}: works again, after {}: {said}",
+                counted(before.count as usize, "failure")
+            ),
+            (RunResult::Finding, ..) => tracing::warn!("{job}: ended with a finding: {said}"),
+            (RunResult::Elsewhere, ..) => {}
+            _ => tracing::info!("{job}: done: {said}"),
+        }
+    }
+
+    /// Something is away or somebody else is at it: said once, and looked at again.
+    fn waits(&mut self, job: &Job, now: Timestamp, why: String, away: bool) {
+        let record = self.state.jobs.entry(job.key()).or_default();
+        if record.waiting.is_none() {
+            match away {
+                true => tracing::warn!("{job}: waits until this is over: {why}"),
+                false => tracing::info!("{job}: waits: {why}"),
+            }
+        }
+        let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
+        record.waiting = Some(Waiting { since, why });
+        let wait = self
+            .pauses
+            .get(job)
+            .map_or(LOOK_AGAIN.0, |pause| pause.next);
+        let pause = Pause {
+            until: Instant::now() + wait,
+            next: (wait * 2).min(LOOK_AGAIN.1),
+        };
+        self.pauses.insert(job.clone(), pause);
+    }
+
+    fn heard(&mut self, (name, trouble): News) {
+        match trouble {
+            None => drop(self.state.continuous.remove(&name)),
+            Some(why) => {
+                let since = Timestamp::now();
+                let entry = self.state.continuous.entry(name);
+                entry
+                    .or_insert(Waiting {
+                        since,
+                        why: String::new(),
+                    })
+                    .why = why;
+            }
+        }
+    }
+
+    /// Reads the configuration again. What runs goes on; what never ends is started anew.
+    async fn reload(&mut self) {
+        self.notify.reloading();
+        let path = self.accepted.config.path.clone();
+        // Reading may block, as every disk.
+        let read = tokio::task::spawn_blocking(move || Accepted::load(Some(&path))).await;
+        let read = read.unwrap_or_else(|error| Err(Error::failed(error.to_string())));
+        match read.and_then(|new| Ok((operation::tasks(&new.config, &self.options.host)?, new))) {
+            Err(error) => tracing::error!(
+                "the configuration stays as it was, for the new one is wrong: {}",
+                error.one_line()
+            ),
+            Ok((tasks, new)) => {
+                let directory = &new.config.daemon.state_directory;
+                if *directory != self.accepted.config.daemon.state_directory {
+                    tracing::warn!(
+                        "daemon.state_directory {} counts from the next start on",
+                        directory.display()
+                    );
+                }
+                let same = new.config.digest == self.accepted.config.digest;
+                self.tasks = tasks;
+                self.accepted = new;
+                self.pauses.clear();
+                let now = Timestamp::now();
+                for record in self.state.jobs.values_mut() {
+                    record.reloaded(now);
+                }
+                if let Err(error) = if same { Ok(()) } else { self.follow() } {
+                    tracing::error!("{}", error.one_line());
+                }
+                tracing::info!("the configuration was read again");
+            }
+        }
+        self.notify.ready();
+    }
+
+    /// Starts what never ends, by the configuration as it is.
+    fn follow(&mut self) -> Result<()> {
+        let config = std::sync::Arc::clone(&self.accepted.config);
+        self.state.continuous.clear();
+        let wanted = operation::continuous(&config)?.into_iter();
+        let wanted = wanted.map(|(cluster, kind)| {
+            let order = Order {
+                name: format!("{cluster} {kind}"),
+                ..self.accepted.order(&self.options, &kind.words(&cluster))
+            };
+            ((cluster, kind), order)
+        });
+        self.followers.replace(wanted.collect());
+        Ok(())
+    }
+
+    async fn end(&mut self) {
+        let limit = self.accepted.config.daemon.stop_timeout.0;
+        // Its children's time, and a little to say goodbye.
+        self.notify.stopping(limit + Duration::from_secs(10));
+        tracing::info!(
+            "stopping: {} told to give up",
+            counted(self.running.len(), "job")
+        );
+        let _ = self.stop.send(true);
+        let followers = self.followers.end();
+        let mut ended = Vec::new();
+        let attempts = async {
+            while let Some(done) = self.attempts.join_next_with_id().await {
+                ended.push(done);
+            }
+        };
+        tokio::join!(followers, attempts);
+        for done in ended {
+            self.attempt_ended(done);
+        }
+        self.saver.save_now(&self.state).await;
+        tracing::info!("stopped");
+    }
+
+    fn status(&self, now: Timestamp) -> String {
+        let mut text = match self.running.iter().next() {
+            Some(job) if self.running.len() == 1 => format!("running: {job}"),
+            Some(_) => format!("running: {} jobs", self.running.len()),
+            None => {
+                let next = self.tasks.iter().filter_map(|task| {
+                    let record = self.state.jobs.get(&task.job.key())?;
+                    Some((*record.next(task, now, 1).first()?, &task.job))
+                });
+                match next.min() {
+                    Some((time, job)) => format!("next: {job} at {time:.0}"),
+                    None => "nothing on the schedule".into(),
+                }
+            }
+        };
+        let jobs = self
+            .tasks
+            .iter()
+            .filter_map(|task| self.state.jobs.get(&task.job.key()));
+        let failing = jobs
+            .clone()
+            .filter(|record| record.failing.is_some())
+            .count();
+        let waiting = jobs.filter(|record| record.waiting.is_some()).count();
+        for (count, what) in [
+            (failing + self.state.continuous.len(), "failing"),
+            (waiting, "waiting"),
+        ] {
+            if count > 0 {
+                text += &format!("; {count} {what}");
+            }
+        }
+        text
+    }
+}
+
+/// One attempt: the look, and then the command, with the claim held as long as it runs.
+async fn attempt(
+    config: std::sync::Arc<crate::config::Config>,
+    job: Job,
+    due: Timestamp,
+    order: Order,
+    stop: watch::Receiver<bool>,
+) -> Outcome {
+    let mut told = stop.clone();
+    let look = tokio::select! {
+        look = look::look(&config, &job, due) => look,
+        () = child::told(&mut told) => return Outcome::GivenUp,
+    };
+    let claim = match look {
+        Look::Go(claim) => claim,
+        Look::Done(what) => return Outcome::Elsewhere(what),
+        Look::NotNow(why) => return Outcome::Waits(why, false),
+        Look::Away(why) => return Outcome::Waits(why, true),
+    };
+    let started = Timestamp::now();
+    tracing::info!("{job}: begins, due {due}");
+    let ended = child::run(&order, stop).await;
+    if let Some(claim) = claim {
+        // A store that is away must not hold up the end.
+        let _ = tokio::time::timeout(Duration::from_secs(5), claim.release()).await;
+    }
+    match ended {
+        Ok(ended) => Outcome::Ran(started, ended),
+        Err(error) => Outcome::Broken(format!(
+            "{} cannot be started: {error}",
+            order.program.display()
+        )),
+    }
+}
+
+fn run_of(
+    due: Timestamp,
+    started: Timestamp,
+    ended: Timestamp,
+    result: RunResult,
+    exit: Option<i32>,
+    said: String,
+) -> Run {
+    Run {
+        due,
+        started,
+        ended,
+        result,
+        exit,
+        said,
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
