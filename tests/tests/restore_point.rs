@@ -116,11 +116,12 @@ fn a_repository_that_is_away_when_time_is_up_is_named_and_waited_for_once_it_is_
     made.success().says("second");
 
     second.mount();
-    // What it lacks comes with the WAL that is archived next.
+    // What it lacks comes with the WAL that is archived next, once the process that opened the
+    // empty place has ended: after two idle seconds.
     let mut point = waiting(&site, "third", "80s").start();
     while point.is_running() {
         site.cluster.switch_wal();
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(4));
     }
     point.wait().success();
     let restored = site.restore_and_start(
