@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::output::print_json;
 use super::{Common, become_cluster_owner};
-use crate::config::{Config, RepositoryConfig};
+use crate::config::RepositoryConfig;
 use crate::copy::{Lag, lag_of};
 use crate::error::{Error, Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};

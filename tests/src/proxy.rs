@@ -44,6 +44,7 @@ pub struct FaultProxy {
     listening: watch::Receiver<bool>,
     connections: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
+    uploaded: Arc<AtomicU64>,
     // Last, so that tasks end after all else.
     _runtime: tokio::runtime::Runtime,
 }
@@ -69,9 +70,14 @@ impl FaultProxy {
             listening,
             connections: Arc::default(),
             faults: Arc::default(),
+            uploaded: Arc::default(),
             _runtime: runtime,
         };
-        let counters = (Arc::clone(&proxy.connections), Arc::clone(&proxy.faults));
+        let counters = Counters {
+            connections: Arc::clone(&proxy.connections),
+            faults: Arc::clone(&proxy.faults),
+            uploaded: Arc::clone(&proxy.uploaded),
+        };
         let task = listen(listener, store, faults_set, is_listening, counters);
         proxy._runtime.spawn(task);
         proxy
@@ -97,10 +103,22 @@ impl FaultProxy {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// How many bytes have gone to the store, requests and all.
+    pub fn uploaded(&self) -> u64 {
+        self.uploaded.load(Ordering::Relaxed)
+    }
+
     /// How many connections met a fault: for a test to see that it tested something.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }
+}
+
+#[derive(Debug, Clone)]
+struct Counters {
+    connections: Arc<AtomicU64>,
+    faults: Arc<AtomicU64>,
+    uploaded: Arc<AtomicU64>,
 }
 
 async fn listen(
@@ -108,7 +126,7 @@ async fn listen(
     store: SocketAddr,
     mut fault: watch::Receiver<Fault>,
     is_listening: watch::Sender<bool>,
-    (connections, faults): (Arc<AtomicU64>, Arc<AtomicU64>),
+    counters: Counters,
 ) {
     let address = listener.local_addr().expect("it is bound");
     let mut listener = Some(listener);
@@ -138,13 +156,13 @@ async fn listen(
             }
             accepted = listener.accept() => {
                 let Ok((client, _)) = accepted else { continue };
-                connections.fetch_add(1, Ordering::Relaxed);
+                counters.connections.fetch_add(1, Ordering::Relaxed);
                 let mut changes = fault.clone();
                 let current = changes.borrow_and_update().clone();
-                let faults = Arc::clone(&faults);
+                let counters = counters.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        _ = serve(client, store, current, &faults) => {}
+                        _ = serve(client, store, current, &counters) => {}
                         _ = changes.changed() => {}
                     }
                 });
@@ -157,8 +175,9 @@ async fn serve(
     mut client: TcpStream,
     store: SocketAddr,
     fault: Fault,
-    faults: &AtomicU64,
+    counters: &Counters,
 ) -> std::io::Result<()> {
+    let faults = &counters.faults;
     let unlimited = u64::MAX;
     let (upload, download, rate) = match fault {
         Fault::None => (unlimited, unlimited, unlimited),
@@ -183,11 +202,12 @@ async fn serve(
     let mut server = TcpStream::connect(store).await?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
+    let not_counted = AtomicU64::new(0);
     tokio::select! {
-        cut = pass(from_client, to_server, upload, rate) => {
+        cut = pass(from_client, to_server, upload, rate, &counters.uploaded) => {
             if cut? { faults.fetch_add(1, Ordering::Relaxed); }
         }
-        cut = pass(from_server, to_client, download, rate) => {
+        cut = pass(from_server, to_client, download, rate, &not_counted) => {
             if cut? { faults.fetch_add(1, Ordering::Relaxed); }
         }
     }
@@ -200,6 +220,7 @@ async fn pass(
     mut to: impl AsyncWrite + Unpin,
     limit: u64,
     rate: u64,
+    count: &AtomicU64,
 ) -> std::io::Result<bool> {
     let mut left = limit;
     let mut buffer = vec![0; 16 << 10];
@@ -213,6 +234,7 @@ async fn pass(
         let allowed = (n as u64).min(left);
         to.write_all(&buffer[..allowed as usize]).await?;
         left -= allowed;
+        count.fetch_add(allowed, Ordering::Relaxed);
         if left == 0 {
             return Ok(true);
         }
@@ -248,8 +270,9 @@ async fn serve_unless(
         tokio::io::copy(&mut from, &mut to).await?;
         to.shutdown().await
     };
+    let not_counted = AtomicU64::new(0);
     tokio::select! {
-        ended = pass(from_client, to_server, u64::MAX, u64::MAX) => ended.map(drop),
+        ended = pass(from_client, to_server, u64::MAX, u64::MAX, &not_counted) => ended.map(drop),
         ended = download => ended,
     }
 }

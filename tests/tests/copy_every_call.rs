@@ -1,0 +1,248 @@
+//! A copy that dies at any call of its store, and every kind of failure of it: what is there is
+//! a sound repository, only older than its source, and the next run completes it.
+
+use seawall::copy::{Copier, Settings, lag};
+use seawall::repository::Repository;
+use seawall::repository::catalogue::Catalogue;
+use seawall::repository::health::{Needed, examine};
+use seawall::storage::{Created, RetryPolicy, Store, StoreSettings};
+use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
+use seawall_tests::site::PATIENCE;
+use seawall_tests::{Cluster, Site};
+
+/// A site that archived on two timelines, with two backups on the first of them.
+struct Source {
+    repository: Repository,
+    site: Site,
+}
+
+impl Source {
+    fn make() -> Self {
+        let site = Site::of(15).start();
+        let write = |cluster: &Cluster, times| {
+            for _ in 0..times {
+                cluster.sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t VALUES (1)");
+                cluster.archive_all(PATIENCE);
+            }
+        };
+        write(&site.cluster, 1);
+        site.backup();
+        write(&site.cluster, 3);
+        site.backup();
+        write(&site.cluster, 2);
+        let second = site.restore_and_start("second", &["--archive", "on"]);
+        write(&second, 2);
+        drop(second);
+        let url = format!("file://{}", site.near.root().display());
+        let store = Store::open(&StoreSettings::new(url)).expect("it opens");
+        let repository = Repository::over("near", store);
+        Self { repository, site }
+    }
+
+    fn copier(&self, aim: &Repository) -> Copier {
+        let mut settings = Settings::of("main");
+        settings.jobs = 3;
+        Copier::over(self.repository.clone(), Vec::new(), aim.clone(), settings)
+    }
+}
+
+/// The repository is sound: no gap, no conflict, and each backup is whole with its WAL.
+/// Returns how many backups and segments it holds.
+async fn soundness(repository: &Repository) -> (usize, u64) {
+    let (mut backups, mut segments) = (0, 0);
+    for (system, record) in repository.systems("main").await.expect("it lists") {
+        let catalogue = Catalogue::load(&system).await.expect("it loads");
+        assert!(
+            catalogue.unreadable.is_empty(),
+            "{:?}",
+            catalogue.unreadable
+        );
+        let needed: Vec<Needed> = catalogue
+            .backups
+            .iter()
+            .map(|backup| Needed {
+                timeline: backup.timeline,
+                start: backup.start_lsn,
+                stop: backup.stop_lsn,
+            })
+            .collect();
+        let survey = system.survey(record.segment_size).await.expect("it lists");
+        let illnesses = examine(&survey, &needed);
+        assert!(illnesses.is_empty(), "{illnesses:?}");
+        for backup in &catalogue.backups {
+            assert!(
+                catalogue.reach(backup, &survey.archived).is_some(),
+                "{} has no WAL",
+                backup.id
+            );
+            for object in &backup.objects {
+                let key = format!("{}/{}", system.keys().backup(&backup.id), object.key);
+                let bytes = repository.store().get(&key).await.expect("it reads");
+                let bytes = bytes.expect("a committed backup is whole");
+                assert_eq!(
+                    seawall::digest::StoredDigest::of(&bytes),
+                    object.sha256,
+                    "{key}"
+                );
+            }
+        }
+        backups += catalogue.backups.len();
+        let runs = survey.archived.values().flat_map(|wal| &wal.runs);
+        segments += runs.map(|run| run.last - run.first + 1).sum::<u64>();
+    }
+    (backups, segments)
+}
+
+async fn one_case(source: &Source, case: &Case) -> bool {
+    let url = new_memory();
+    let (sound, faulty) = with_plan(&url, impatient(), &case.plan());
+    assert_eq!(sound.init().await.expect("it is made"), Created::Created);
+    let first = source.copier(&faulty);
+    let done = first.once().await;
+    let copied = first.report();
+    // What the faulty store garbled may have been taken for damage of the source, and then it
+    // was not copied.
+    let whole = done.is_ok() && copied.not_copied.is_empty();
+    let (backups, _) = soundness(&sound).await;
+    if whole {
+        assert_eq!(backups, 2, "{case}: it said that it was done");
+    }
+    drop(first);
+    let again = source.copier(&sound);
+    again
+        .once()
+        .await
+        .unwrap_or_else(|error| panic!("{case}: {error}"));
+    assert!(
+        again.report().not_copied.is_empty(),
+        "{case}: {:?}",
+        again.report()
+    );
+    let (backups, segments) = soundness(&sound).await;
+    assert_eq!(backups, 2, "{case}");
+    assert!(segments >= 7, "{case}: {segments}");
+    for (system, _) in source.repository.systems("main").await.expect("it lists") {
+        let aim = sound.system("main", system.id());
+        let lag = lag(&system, &aim).await.expect("it lists");
+        assert!(lag.is_none(), "{case}: {lag:?}");
+    }
+    whole
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+#[test]
+fn a_copy_that_dies_at_any_call_leaves_an_older_repository_and_is_completed_by_the_next() {
+    let source = Source::make();
+    let runtime = runtime();
+    let mut number = 1;
+    loop {
+        // "refused" for good from this call on: for the copy's store the process is dead.
+        let case = Case {
+            number,
+            fault: "refused",
+            for_good: true,
+        };
+        if runtime.block_on(one_case(&source, &case)) {
+            break;
+        }
+        number += 1;
+        assert!(number < 1000, "it never ends");
+    }
+    assert!(number > 40, "only {number} calls were made");
+}
+
+#[test]
+fn no_failure_of_the_copys_store_makes_it_unsound() {
+    let source = Source::make();
+    let runtime = runtime();
+    for number in [3, 12, 25, 40, 55] {
+        for case in cases_at(number) {
+            // A store that hangs for good takes as long as the policy says; one is enough.
+            if case.for_good && matches!(case.fault, "hang" | "late") && number != 12 {
+                continue;
+            }
+            runtime.block_on(one_case(&source, &case));
+        }
+    }
+}
+
+#[test]
+fn a_copy_killed_at_any_moment_is_sound_and_copies_nothing_twice() {
+    let source = Source::make();
+    let site = &source.site;
+    let scratch = seawall_tests::Scratch::new();
+    let root = scratch.directory("far");
+    let config = seawall_tests::ConfigFile::new()
+        .cluster(&site.cluster)
+        .repository(seawall_tests::Repository::local("near", site.near.root()))
+        .repository(seawall_tests::Repository::local("far", &root).copy_from("near"))
+        .write(&scratch);
+    seawall_tests::seawall(&config).arg("init").run().success();
+    let far = seawall_tests::Stored::at(&root);
+    let runtime = runtime();
+    let written = |key: &String| {
+        let metadata = std::fs::metadata(far.path(key)).expect("it is there");
+        metadata.modified().expect("it has a time")
+    };
+    let mut kills = 0;
+    let mut known: std::collections::BTreeMap<String, std::time::SystemTime> = Default::default();
+    for delay in (1..).map(|n| n * 15) {
+        let call = seawall_tests::seawall(&config).args(["copy", "--jobs", "2"]);
+        let mut running = call.start();
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(delay);
+        while running.is_running() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let ended = !running.is_running();
+        if ended {
+            running.wait().success();
+        } else {
+            running.kill();
+            kills += 1;
+        }
+        let store = StoreSettings {
+            retry: RetryPolicy::default(),
+            ..StoreSettings::new(format!("file://{}", root.display()))
+        };
+        let repository = Repository::over("far", Store::open(&store).expect("it opens"));
+        runtime.block_on(soundness(&repository));
+        let keys = far.files().into_iter().filter(|key| !key.contains('#'));
+        for key in keys.filter(|key| !key.contains("/leases/")) {
+            let time = written(&key);
+            let before = known.insert(key.clone(), time);
+            assert!(
+                before.is_none_or(|before| before == time),
+                "{key} was written twice"
+            );
+        }
+        if ended {
+            break;
+        }
+    }
+    assert!(kills > 2, "only {kills} times it was killed");
+    assert_eq!(far.keys_with("backup.json").len(), 2);
+}
+
+#[test]
+fn the_newest_backup_comes_first() {
+    let source = Source::make();
+    let (sound, _) = with_plan(
+        &new_memory(),
+        impatient(),
+        &"any@999999=refused".parse().unwrap(),
+    );
+    runtime().block_on(async {
+        sound.init().await.unwrap();
+        let copier = source.copier(&sound);
+        copier.once().await.unwrap();
+        let copied = copier.report().backups;
+        assert!(copied.len() == 2 && copied[0] > copied[1], "{copied:?}");
+    });
+}
