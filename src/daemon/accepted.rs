@@ -37,20 +37,6 @@ impl Accepted {
         })
     }
 
-    /// A command of ours with these words and this configuration.
-    pub(super) fn order(&self, options: &Options, words: &[String]) -> Order {
-        let path = self.file().display().to_string();
-        let mut words = words.to_vec();
-        words.extend(["--config".to_owned(), path]);
-        words.extend(["--log-level".to_owned(), options.log_level.clone()]);
-        Order {
-            program: options.program.clone(),
-            words,
-            name: String::new(),
-            stop_timeout: self.config.daemon.stop_timeout.0,
-        }
-    }
-
     /// A file that holds it: the one it was read from, or a copy in the state directory where
     /// that one was edited or removed since.
     fn file(&self) -> PathBuf {
@@ -90,6 +76,36 @@ impl Accepted {
                 );
                 original.clone()
             }
+        }
+    }
+}
+
+/// What a command is made of. Its configuration's file is looked at each time it is run.
+#[derive(Clone)]
+pub(super) struct Recipe {
+    pub(super) accepted: Arc<Accepted>,
+    pub(super) options: Arc<Options>,
+    /// Its arguments, but for the configuration.
+    pub(super) words: Vec<String>,
+    /// What stands before each of its lines in our log.
+    pub(super) name: String,
+}
+
+impl Recipe {
+    /// The command as it is to be run now.
+    pub(super) async fn order(&self) -> Order {
+        let accepted = Arc::clone(&self.accepted);
+        // Disks may hang; the daemon's loop must not.
+        let file = tokio::task::spawn_blocking(move || accepted.file()).await;
+        let file = file.unwrap_or_else(|_| self.accepted.config.path.clone());
+        let mut words = self.words.clone();
+        words.extend(["--config".to_owned(), file.display().to_string()]);
+        words.extend(["--log-level".to_owned(), self.options.log_level.clone()]);
+        Order {
+            program: self.options.program.clone(),
+            words,
+            name: self.name.clone(),
+            stop_timeout: self.accepted.config.daemon.stop_timeout.0,
         }
     }
 }

@@ -1,16 +1,15 @@
 //! One attempt at a job: the look whether it may begin, and then its command, with the claim
 //! held as long as that runs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
-use super::child::{self, Ended, Order};
+use super::accepted::Recipe;
+use super::child::{self, Ended};
 use super::look::{self, Look};
 use super::operation::Job;
-use crate::config::Config;
 
 /// What became of an attempt.
 pub(super) enum Outcome {
@@ -28,11 +27,10 @@ pub(super) enum Outcome {
 
 /// What an attempt needs.
 pub(super) struct Attempt {
-    pub(super) config: Arc<Config>,
     pub(super) job: Job,
     /// The time on the schedule that it is for.
     pub(super) due: Timestamp,
-    pub(super) order: Order,
+    pub(super) recipe: Recipe,
     /// Says true when all is to be given up.
     pub(super) stop: watch::Receiver<bool>,
     /// Is told when the command begins.
@@ -42,16 +40,15 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) async fn run(self) -> Outcome {
         let Self {
-            config,
             job,
             due,
-            order,
+            recipe,
             stop,
             begun,
         } = self;
         let mut told = stop.clone();
         let look = tokio::select! {
-            look = look::look(&config, &job, due) => look,
+            look = look::look(&recipe.accepted.config, &job, due) => look,
             () = child::told(&mut told) => return Outcome::GivenUp,
         };
         let claim = match look {
@@ -60,6 +57,7 @@ impl Attempt {
             Look::NotNow(why) => return Outcome::Waits(why, false),
             Look::Away(why) => return Outcome::Waits(why, true),
         };
+        let order = recipe.order().await;
         let started = Timestamp::now();
         tracing::info!("{job}: begins, due {due}");
         let _ = begun.send(job.clone());

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::child::{self, Order};
+use super::accepted::Recipe;
+use super::child;
 use super::operation::Continuous;
 use crate::error::Exit;
 
@@ -50,12 +51,12 @@ impl Followers {
 
     /// Ends those that run, and starts `wanted` instead: each has read a configuration that is
     /// not valid any more.
-    pub fn replace(&mut self, wanted: Vec<((String, Continuous), Order)>) {
+    pub fn replace(&mut self, wanted: Vec<((String, Continuous), Recipe)>) {
         let mut old = std::mem::take(&mut self.running);
         for follower in old.values() {
             let _ = follower.stop.send(true);
         }
-        for (key, order) in wanted {
+        for (key, recipe) in wanted {
             let before = old.remove(&key).map(|follower| follower.task);
             let (stop, told) = watch::channel(false);
             let (news, name) = (self.news.clone(), format!("{}/{}", key.0, key.1));
@@ -64,7 +65,7 @@ impl Followers {
                 if let Some(before) = before {
                     let _ = before.await;
                 }
-                follow(order, told, |said| drop(news.send((name.clone(), said)))).await;
+                follow(recipe, told, |said| drop(news.send((name.clone(), said)))).await;
             });
             self.running.insert(key, Follower { stop, task });
         }
@@ -82,11 +83,12 @@ impl Followers {
     }
 }
 
-async fn follow(order: Order, mut stop: watch::Receiver<bool>, tell: impl Fn(Option<String>)) {
+async fn follow(recipe: Recipe, mut stop: watch::Receiver<bool>, tell: impl Fn(Option<String>)) {
     let mut wait = WAITS.0;
     let mut trouble: Option<String> = None;
     while !*stop.borrow() {
         let started = Instant::now();
+        let order = recipe.order().await;
         let running = child::run(&order, stop.clone());
         tokio::pin!(running);
         // It counts as being well once it stays up.

@@ -30,9 +30,9 @@ use tokio::task::JoinSet;
 pub use accepted::Accepted;
 
 use crate::error::{Error, Exit, Result};
+use accepted::Recipe;
 use agenda::{Run, RunResult, Waiting};
 use attempt::{Attempt, Outcome};
-use child::Order;
 use follow::{Followers, News};
 use notify::Notify;
 use operation::{Job, Task};
@@ -63,8 +63,8 @@ struct Pause {
 }
 
 struct Daemon {
-    options: Options,
-    accepted: Accepted,
+    options: Arc<Options>,
+    accepted: Arc<Accepted>,
     tasks: Vec<Task>,
     state: State,
     saver: Saver,
@@ -102,8 +102,8 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
     let (begun, mut began) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tasks: operation::tasks(&accepted.config, &options.host)?,
-        options,
-        accepted,
+        options: Arc::new(options),
+        accepted: Arc::new(accepted),
         state,
         saver,
         pauses: BTreeMap::new(),
@@ -161,17 +161,10 @@ impl Daemon {
             let Some(due) = record.due(task, now) else {
                 continue;
             };
-            let order = self
-                .accepted
-                .order(&self.options, &job.words(&self.accepted.config));
             let attempt = Attempt {
-                config: Arc::clone(&self.accepted.config),
                 job: job.clone(),
                 due,
-                order: Order {
-                    name: job.to_string(),
-                    ..order
-                },
+                recipe: self.recipe(job.words(&self.accepted.config), job.to_string()),
                 stop: self.stop.subscribe(),
                 begun: self.begun.clone(),
             };
@@ -326,7 +319,7 @@ impl Daemon {
                 }
                 let same = new.config.digest == self.accepted.config.digest;
                 self.tasks = tasks;
-                self.accepted = new;
+                self.accepted = Arc::new(new);
                 self.pauses.clear();
                 let now = Timestamp::now();
                 for record in self.state.jobs.values_mut() {
@@ -343,18 +336,24 @@ impl Daemon {
 
     /// Starts what never ends, by the configuration as it is.
     fn follow(&mut self) -> Result<()> {
-        let config = Arc::clone(&self.accepted.config);
         self.state.continuous.clear();
-        let wanted = operation::continuous(&config)?.into_iter();
+        let wanted = operation::continuous(&self.accepted.config)?.into_iter();
         let wanted = wanted.map(|(cluster, kind)| {
-            let order = Order {
-                name: format!("{cluster} {kind}"),
-                ..self.accepted.order(&self.options, &kind.words(&cluster))
-            };
-            ((cluster, kind), order)
+            let recipe = self.recipe(kind.words(&cluster), format!("{cluster} {kind}"));
+            ((cluster, kind), recipe)
         });
-        self.followers.replace(wanted.collect());
+        let wanted = wanted.collect();
+        self.followers.replace(wanted);
         Ok(())
+    }
+
+    fn recipe(&self, words: Vec<String>, name: String) -> Recipe {
+        Recipe {
+            accepted: Arc::clone(&self.accepted),
+            options: Arc::clone(&self.options),
+            words,
+            name,
+        }
     }
 
     async fn end(&mut self) {

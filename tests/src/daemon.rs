@@ -201,6 +201,32 @@ pub fn is_alive(pid: u32) -> bool {
     state.is_some_and(|state| !state.starts_with('Z'))
 }
 
+/// A backup of this site waits for its WAL until it is told otherwise.
+#[track_caller]
+pub fn archive_nothing(site: &mut Site) {
+    site.cluster.configure("archive_command", "false");
+    site.cluster.reload();
+}
+
+/// Its WAL is archived again.
+#[track_caller]
+pub fn archive_again(site: &mut Site) {
+    let command = Programs::get().archive_command(&site.config);
+    site.cluster.configure("archive_command", &command);
+    site.cluster.reload();
+}
+
+/// Waits until a backup has been taken up to its WAL, and returns the processes at work.
+#[track_caller]
+pub fn wait_for_backup_at_work(daemon: &Daemon, site: &Site) -> Vec<u32> {
+    wait_until("a backup is at work", Duration::from_secs(60), || {
+        !site.near.keys_with("backup_manifest.zst").is_empty()
+    });
+    let children = daemon.children();
+    assert!(!children.is_empty(), "the backup is a process of its own");
+    children
+}
+
 /// So many minutes.
 pub fn minutes(count: i64) -> SignedDuration {
     SignedDuration::from_mins(count)

@@ -3,39 +3,15 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use seawall_tests::daemon::{
-    Daemon, is_alive, job, minutes, scheduled, tables, wait_for_backups, wait_until_gone,
-    write_schedule,
+    Daemon, archive_again, archive_nothing, job, minutes, scheduled, tables, wait_for_backups,
 };
-use seawall_tests::process::{Run, process_tree};
+use seawall_tests::process::Run;
 use seawall_tests::{
     Cluster, Config, ConfigFile, PostgresVersion, Programs, Repository, Site, Tmpfs, wait_until,
 };
 
 const EVERY_TEN: &str = "full = \"*/10 * * * *\"";
-
-/// A backup of this site waits for its WAL until it is told otherwise.
-fn archive_nothing(site: &mut Site) {
-    site.cluster.configure("archive_command", "false");
-    site.cluster.reload();
-}
-
-fn archive_again(site: &mut Site) {
-    let command = Programs::get().archive_command(&site.config);
-    site.cluster.configure("archive_command", &command);
-    site.cluster.reload();
-}
-
-/// Waits until a backup has been taken up to its WAL, and returns the processes at work.
-fn wait_for_backup_at_work(daemon: &Daemon, site: &Site) -> Vec<u32> {
-    wait_until("a backup is at work", Duration::from_secs(60), || {
-        !site.near.keys_with("backup_manifest.zst").is_empty()
-    });
-    let children = daemon.children();
-    assert!(!children.is_empty(), "the backup is a process of its own");
-    children
-}
 
 #[test]
 fn backups_are_taken_when_they_are_due_and_the_listing_shows_them() {
@@ -123,91 +99,6 @@ fn a_failure_is_tried_again_and_stays_visible_until_it_is_over() {
 }
 
 #[test]
-fn after_a_kill_nothing_is_left_behind_and_the_next_start_goes_on() {
-    let (site, clock) = scheduled("full = \"0 0 1 1 *\"", "");
-    let mut site = site.start();
-    archive_nothing(&mut site);
-    let daemon = Daemon::start(&site.config, &clock);
-    let children = wait_for_backup_at_work(&daemon, &site);
-    daemon.crash();
-    wait_until_gone(&children);
-    assert!(site.near.keys_with("/backup.json").is_empty());
-
-    archive_again(&mut site);
-    let started = std::time::Instant::now();
-    let daemon = Daemon::start(&site.config, &clock);
-    wait_for_backups(&daemon, &site.near, 1);
-    // The lease of the dead holds for minutes, and holds up nobody.
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "{}",
-        daemon.log()
-    );
-    daemon.stop();
-}
-
-#[test]
-fn sigterm_gives_up_a_backup_cleanly_and_the_next_start_takes_it_again() {
-    let (site, clock) = scheduled("full = \"0 0 1 1 *\"", "");
-    let mut site = site.start();
-    archive_nothing(&mut site);
-    let daemon = Daemon::start(&site.config, &clock);
-    let children = wait_for_backup_at_work(&daemon, &site);
-    let stopped = daemon.stop();
-    assert!(
-        stopped.stderr.contains("main full: told to give up"),
-        "{}",
-        stopped.stderr
-    );
-    assert!(
-        children.iter().all(|pid| !is_alive(*pid)),
-        "nothing runs on"
-    );
-    assert!(site.near.keys_with("/backup.json").is_empty());
-    let listed = job(&site, &clock, "full");
-    assert!(
-        listed["failing"].is_null(),
-        "giving up is no failure: {listed:#}"
-    );
-
-    archive_again(&mut site);
-    let daemon = Daemon::start(&site.config, &clock);
-    wait_for_backups(&daemon, &site.near, 1);
-    daemon.stop();
-}
-
-#[test]
-fn a_wrong_configuration_is_not_taken_and_the_old_one_works_on_until_a_right_one_comes() {
-    let (site, clock) = scheduled(EVERY_TEN, "");
-    let site = site.start();
-    let mut daemon = Daemon::start(&site.config, &clock);
-    daemon.wait_for("main full: done");
-
-    write_schedule(&site, "full = \"0 25 * * *\"", "");
-    daemon.signal(Signal::SIGHUP);
-    daemon.wait_for("the configuration stays as it was");
-    daemon.wait_for("schedule.full: \"0 25 * * *\" is not a crontab line");
-    // The commands have the old one as well.
-    clock.advance_to_next(minutes(10));
-    daemon.wait_for_times("main full: done", 2);
-
-    write_schedule(&site, "full = \"*/30 * * * *\"", "");
-    daemon.signal(Signal::SIGHUP);
-    daemon.wait_for("the configuration was read again");
-    let listed = job(&site, &clock, "full");
-    assert_eq!(listed["line"], "*/30 * * * *");
-    clock.advance_to_next(minutes(30));
-    daemon.wait_for_times("main full: done", 3);
-    daemon.stop();
-    assert_eq!(site.near.keys_with("/backup.json").len(), 3);
-
-    // At its start there is no old one.
-    write_schedule(&site, "incremental = \"@daily\"", "");
-    let refused = Daemon::calling(&site.config).run().exits_with(2);
-    refused.says("schedule.incremental").says("this version");
-}
-
-#[test]
 fn a_server_and_a_store_that_are_away_are_waited_for_and_named_once() {
     let (mut site, clock) = scheduled(EVERY_TEN, "");
     let daemon = Daemon::start(&site.config, &clock);
@@ -270,16 +161,6 @@ fn two_daemons_on_one_repository_take_one_backup() {
     for daemon in daemons {
         daemon.stop();
     }
-}
-
-#[test]
-fn two_daemons_on_one_state_directory_are_refused() {
-    let (site, clock) = scheduled(EVERY_TEN, "");
-    let daemon = Daemon::start(&site.config, &clock);
-    daemon.wait_for("serving 1 cluster");
-    let refused = Daemon::calling(&site.config).run().exits_with(4);
-    refused.says("another daemon").says("hint: ");
-    daemon.stop();
 }
 
 #[test]
@@ -399,93 +280,4 @@ fn a_damaged_state_is_set_aside_and_a_full_disk_stops_no_work() {
         "{names:?}"
     );
     assert!(names.iter().any(|name| name == "state.json"), "{names:?}");
-}
-
-#[test]
-fn the_service_manager_is_told_what_goes_on() {
-    let (site, clock) = scheduled(EVERY_TEN, "");
-    let site = site.start();
-    let path = site.scratch.join("notify");
-    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    seawall_tests::scratch::set_mode(&path, 0o777);
-    socket
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    let hear_until = |what: &str| {
-        let mut all = String::new();
-        let mut buffer = [0; 4096];
-        while !all.contains(what) {
-            let read = socket
-                .recv(&mut buffer)
-                .unwrap_or_else(|error| panic!("{what} does not come ({error}):\n{all}"));
-            all += &String::from_utf8_lossy(&buffer[..read]);
-        }
-        all
-    };
-    let run = clock
-        .run(Daemon::calling(&site.config))
-        .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "3000000");
-    let mut daemon = Daemon::run(run);
-    hear_until("READY=1\n");
-    hear_until("WATCHDOG=1\n");
-    hear_until("STATUS=running: main full\n");
-    // The children tell nobody: what is heard next is the daemon's.
-    hear_until("STATUS=next: main full at ");
-    daemon.signal(Signal::SIGHUP);
-    let reload = hear_until("READY=1\n");
-    let word = |text: &str| {
-        reload
-            .find(text)
-            .unwrap_or_else(|| panic!("{text}: {reload}"))
-    };
-    assert!(word("RELOADING=1\nMONOTONIC_USEC=") < word("READY=1"));
-    daemon.signal(Signal::SIGTERM);
-    hear_until("STOPPING=1\n");
-    daemon.wait().success();
-}
-
-/// Resident memory of a process in KiB.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    number.expect("it runs")
-}
-
-#[test]
-#[ignore = "long: ten minutes of backups and drills one after the other"]
-fn soak_the_daemon_takes_no_more_memory_after_hundreds_of_runs() {
-    let seconds = std::env::var("SEAWALL_SOAK_SECONDS").ok();
-    let seconds = seconds.map_or(600, |text| text.parse().expect("seconds"));
-    let schedule = "full = \"* * * * *\"\ndrill = \"*/5 * * * *\"";
-    let (site, clock) = scheduled(schedule, "[heartbeat]\ninterval = \"1s\"\n");
-    let site = site.start();
-    let daemon = Daemon::start(&site.config, &clock);
-    daemon.wait_for("main full: done");
-    let time = Duration::from_secs(seconds);
-    let (began, mut samples) = (std::time::Instant::now(), Vec::new());
-    while began.elapsed() < time {
-        // Whatever runs is let run: then it is due again at once.
-        if process_tree(daemon.pid()).len() <= 2 {
-            clock.advance(minutes(1));
-        }
-        std::thread::sleep(Duration::from_secs(1));
-        samples.push(resident(daemon.pid()));
-    }
-    let runs = daemon.times(": begins, due");
-    let third = samples.len() / 3;
-    let most = |part: &[u64]| part.iter().copied().max().unwrap_or_default();
-    let (middle, end) = (
-        most(&samples[third..2 * third]),
-        most(&samples[2 * third..]),
-    );
-    eprintln!("{runs} runs; at most {middle} KiB in the second third, {end} KiB in the last");
-    assert!(runs as u64 > seconds / 15, "{runs} runs:\n{}", daemon.log());
-    assert!(end < 64 << 10, "{end} KiB");
-    assert!(
-        end <= middle + middle / 10,
-        "{middle} KiB grew to {end} KiB"
-    );
-    daemon.stop();
 }
