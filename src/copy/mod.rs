@@ -29,7 +29,7 @@ pub use lag::{Lag, lag, lag_of};
 pub use report::Copied;
 
 use wal::{Done, WalCopy};
-use wanted::{Finished, wanted};
+use wanted::Finished;
 
 /// What is listed anew from the beginning, though it was whole before: files that came late,
 /// conflicts, what somebody deleted.
@@ -284,7 +284,7 @@ impl Copier {
             here.refresh(&of.source, unusable(self.source.place()))
                 .await?;
             there.refresh(&of.aim, unusable(self.aim.place())).await?;
-            let wanted = wanted(here.backups().cloned());
+            let wanted = here.wanted_by(&of.aim, of.size).await?;
             let missing = wanted
                 .backups
                 .iter()
