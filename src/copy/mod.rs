@@ -317,19 +317,19 @@ impl Copier {
         }
         let of = &*of;
         // Backups take hours, and new WAL must not wait for them.
-        let tail = async {
-            loop {
-                tokio::time::sleep(self.settings.interval).await;
-                if let Err(error) = self.upwards(of, from).await {
-                    return Err::<(), _>(error);
-                }
-            }
-        };
         tokio::select! {
             copied = self.backups(of, &missing) => copied?,
-            failed = tail => failed?,
+            failed = self.tail(of, from) => failed?,
         }
         self.upwards(of, from).await
+    }
+
+    /// Brings new WAL until it is given up.
+    async fn tail(&self, of: &SystemCopy, from: u64) -> Result<()> {
+        loop {
+            tokio::time::sleep(self.settings.interval).await;
+            self.upwards(of, from).await?;
+        }
     }
 
     /// Until nothing is left, or something changes all the time.
