@@ -14,13 +14,14 @@ mod shape;
 mod wal;
 pub mod wanted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, RepositoryConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SegmentSize, SystemId};
+use crate::repository::keys::BackupId;
 use crate::repository::leases::Held;
 use crate::repository::{Repository, System, SystemRecord};
 use crate::storage::CopyLimits;
@@ -76,6 +77,11 @@ pub struct Copier {
     report: Mutex<Copied>,
     /// Sources that the store cannot copy from by itself.
     not_server_side: Mutex<Vec<String>>,
+    /// Backups that cannot be copied; they are tried again when everything is listed again.
+    refused: Mutex<BTreeSet<BackupId>>,
+    /// Objects of the backup under way that were verified: a store that fails in the middle
+    /// must not make all of them be read again.
+    verified: Mutex<BTreeSet<String>>,
     held: tokio::sync::Mutex<Vec<Held>>,
     systems: tokio::sync::Mutex<BTreeMap<SystemId, SystemCopy>>,
 }
@@ -147,6 +153,8 @@ impl Copier {
             aim,
             report: Mutex::default(),
             not_server_side: Mutex::default(),
+            refused: Mutex::default(),
+            verified: Mutex::default(),
             held: tokio::sync::Mutex::default(),
             systems: tokio::sync::Mutex::default(),
         }
@@ -276,6 +284,9 @@ impl Copier {
 
     async fn copy_system(&self, of: &mut SystemCopy) -> Result<()> {
         let again = of.listed.is_none_or(|at| at.elapsed() >= EVERYTHING_AGAIN);
+        if again {
+            lock(&self.refused).clear();
+        }
         let (wanted, missing, held) = {
             let (here, there) = &mut *of.finished.lock().await;
             let unusable = |place: String| {
@@ -289,6 +300,8 @@ impl Copier {
                 .backups
                 .iter()
                 .filter(|backup| !there.has(&backup.id));
+            let refused = lock(&self.refused);
+            let missing = missing.filter(|backup| !refused.contains(&backup.id));
             let missing: Vec<_> = missing.cloned().collect();
             let held = wanted.backups.iter().filter(|backup| there.has(&backup.id));
             let held = held.map(|backup| backup.start_lsn).min();

@@ -241,6 +241,8 @@ fn a_copy_takes_no_backups_and_no_wal_of_its_own_and_serves_recovery_when_it_is_
             .contains("lacks 1 backups"),
         "{about:?}"
     );
+    let none = problems_of(&check);
+    assert!(none[0].1.contains("seawall copy"), "{none:?}");
     let list = site.seawall("list").run().success().stdout;
     assert!(list.contains("copy of near: lacks"), "{list}");
     site.fetching(&last)
