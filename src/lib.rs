@@ -16,5 +16,6 @@ pub mod postgres;
 pub mod privileges;
 pub mod progress;
 pub mod repository;
+pub mod retention;
 pub mod storage;
 pub mod wal;

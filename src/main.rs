@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use seawall::cli::{self, Seawall, Verb, backup, check, init, list, restore_point, siblings, wal};
+use seawall::cli::{
+    self, Seawall, Verb, backup, check, expire, init, list, pin, restore_point, siblings, wal,
+};
 use seawall::error::{Error, Exit, Result};
 
 fn main() -> ExitCode {
@@ -35,6 +37,12 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Check(args) => (args.common.log_level, Box::new(move || check::run(&args))),
         Verb::Backup(args) => (args.common.log_level, Box::new(move || backup::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
+        Verb::Expire(args) => (args.common.log_level, Box::new(move || expire::run(&args))),
+        Verb::Pin(args) => (args.common.log_level, Box::new(move || pin::run(&args))),
+        Verb::Unpin(args) => (
+            args.common.log_level,
+            Box::new(move || pin::run_unpin(&args)),
+        ),
         Verb::RestorePoint(args) => (
             args.common.log_level,
             Box::new(move || restore_point::run(&args)),

@@ -12,7 +12,6 @@ mod packer;
 mod scan;
 mod server;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -27,10 +26,11 @@ use crate::postgres::label::{self, BackupLabel};
 use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
 use crate::postgres::sql::{BackupStop, Client};
-use crate::postgres::{SegmentName, TimelineId};
+use crate::postgres::SegmentName;
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::marker::{Marker, StoredObject, Tablespace};
+use crate::repository::leases::Work;
 use crate::repository::{FORMAT, Repository, System};
 use crate::wal::wait;
 
@@ -38,6 +38,7 @@ use file::Pages;
 use manifest::StreamedManifest;
 use packer::{DonePack, Packer};
 use scan::Tree;
+use server::Source;
 
 /// What a backup needs to know.
 #[derive(Debug, Clone)]
@@ -108,6 +109,29 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
     }
 
     let id = BackupId::new(BackupKind::Full, Timestamp::now());
+    // Until it is committed, nothing but this says that the directory and its WAL are in use.
+    let lease = repository
+        .lease(
+            &settings.cluster,
+            Work::Backup,
+            Some(system.id()),
+            [id.clone()],
+        )
+        .await;
+    let done = take(settings, client, &system, &source, id).await;
+    lease.release().await;
+    done
+}
+
+/// Takes the backup under its name, from the start to the marker.
+async fn take(
+    settings: &Settings,
+    client: &Client,
+    system: &System,
+    source: &Source,
+    id: BackupId,
+) -> Result<Marker> {
+    let repository = system.repository();
     tracing::info!("backup {id} begins: waiting for a checkpoint");
     let start_time = client.clock().await?;
     let start = client.backup_start(&settings.label, settings.fast).await?;
@@ -204,7 +228,7 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
     let wal = [first, last].map(|n| SegmentName::new(backup_label.timeline, n, size));
     tracing::info!("data is stored; waiting for WAL up to {}", wal[1]);
     wait::until_archived(
-        &system,
+        system,
         backup_label.timeline,
         size,
         (first, last),
@@ -236,9 +260,9 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
         data_directory_mode: directory_mode(&settings.data_directory)?,
         tablespaces,
         configuration_files,
-        collations: source.collations,
-        superuser: source.superuser,
-        logical_slots: source.logical_slots,
+        collations: source.collations.clone(),
+        superuser: source.superuser.clone(),
+        logical_slots: source.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,
         stored_bytes: sums.objects.iter().map(|object| object.size).sum(),
@@ -247,7 +271,7 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
         objects: sums.objects,
         other: serde_json::Map::new(),
     };
-    commit(&system, &marker, (marker.timeline, first, last)).await?;
+    system.commit_checked(&marker).await?;
     Ok(marker)
 }
 
@@ -310,77 +334,6 @@ fn last_pack(
         }
         Ok(())
     })
-}
-
-/// Writes the marker, with a look at every object before and after.
-async fn commit(system: &System, marker: &Marker, wal: (TimelineId, u64, u64)) -> Result<()> {
-    let lost = |what: String| Error::failed(what).at(system.place());
-    if let Some(missing) = what_is_missing(system, marker, wal).await? {
-        return Err(lost(missing));
-    }
-    system.commit(marker).await?;
-    // An expiry on another host may have taken this backup for a dead one meanwhile. Only a
-    // certain loss withdraws the marker: all was there just before it.
-    let missing = match what_is_missing(system, marker, wal).await {
-        Ok(None) => return Ok(()),
-        Ok(Some(missing)) => missing,
-        Err(error) => {
-            tracing::warn!(
-                "the last look at the committed backup failed: {}",
-                error.one_line()
-            );
-            return Ok(());
-        }
-    };
-    let key = system.keys().marker(&marker.id);
-    if let Err(error) = system.store().delete(&key).await {
-        return Err(lost(format!(
-            "backup {} is INCOMPLETE and its marker could not be withdrawn: {missing}",
-            marker.id
-        ))
-        .because(error)
-        .hint(format!("delete {key} by hand, and take the backup again")));
-    }
-    Err(lost(format!(
-        "backup {} was withdrawn: part of it was deleted while it was being committed",
-        marker.id
-    ))
-    .because(missing)
-    .hint("take it again; find out what deletes there"))
-}
-
-/// The first object of the backup, or the WAL, that is certainly not there as it was written.
-async fn what_is_missing(
-    system: &System,
-    marker: &Marker,
-    (timeline, first, last): (TimelineId, u64, u64),
-) -> Result<Option<String>> {
-    let directory = system.keys().backup(&marker.id);
-    let listed: BTreeMap<String, u64> = system
-        .store()
-        .list(&directory, None)
-        .await?
-        .into_iter()
-        .map(|info| (info.key, info.size))
-        .collect();
-    for object in &marker.objects {
-        let key = format!("{directory}/{}", object.key);
-        match listed.get(&key) {
-            Some(size) if *size == object.size => {}
-            Some(size) => {
-                return Ok(Some(format!(
-                    "{key} has {size} bytes, {} were written",
-                    object.size
-                )));
-            }
-            None => return Ok(Some(format!("{key} is not in the store any more"))),
-        }
-    }
-    let held = system
-        .timeline_wal(timeline, marker.segment_size, first)
-        .await?;
-    let gone = held.run_with(first).is_none_or(|run| run.last < last);
-    Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
 }
 
 fn directory_mode(path: &Path) -> Result<u32> {

@@ -5,10 +5,12 @@ pub mod archive;
 pub mod backup;
 pub mod check;
 pub mod drill;
+pub mod expire;
 pub mod fetch;
 pub mod init;
 pub mod list;
 mod output;
+pub mod pin;
 pub mod restore;
 pub mod restore_point;
 pub mod siblings;
@@ -54,6 +56,12 @@ pub enum Verb {
     Backup(backup::BackupArgs),
     /// Show backups, WAL, gaps, restore points and what one can recover to
     List(list::ListArgs),
+    /// Delete backups and WAL that no rule keeps; or say what would go, and why the rest stays
+    Expire(expire::ExpireArgs),
+    /// Keep a backup whatever the rules say
+    Pin(pin::PinArgs),
+    /// Leave a backup to the rules again
+    Unpin(pin::UnpinArgs),
     /// Make a named restore point and record it
     RestorePoint(restore_point::RestorePointArgs),
     /// Write a data directory that is ready to start (runs seawall-restore)

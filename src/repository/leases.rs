@@ -166,7 +166,27 @@ impl Repository {
         Ok(leases)
     }
 
-    async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<()> {
+    /// Removes the leases that ended by `now` a whole lease ago, and the damaged ones that nobody
+    /// has touched for a day. Says how many.
+    pub async fn sweep_leases(&self, cluster: &str, now: Timestamp) -> Result<usize> {
+        let mut ended = Vec::new();
+        for info in self.store().list(&keys::leases(cluster), None).await? {
+            let over = match self.try_read_json::<Lease>(&info.key).await? {
+                _ if !info.key.ends_with(".json") => false,
+                Some(Ok(lease)) => lease.until + lease_time() < now,
+                Some(Err(_)) => info.modified + SignedDuration::from_hours(24) < now,
+                None => false,
+            };
+            if over {
+                ended.push(info.key);
+            }
+        }
+        self.store().delete_all(&ended).await?;
+        Ok(ended.len())
+    }
+
+    /// Writes one lease, without renewing it.
+    pub async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<()> {
         let key = key(cluster, lease);
         Ok(self.store().put(&key, to_json(lease)?).await?)
     }
@@ -193,7 +213,7 @@ fn lease_time() -> SignedDuration {
 }
 
 /// `HOST-PID-RANDOM`.
-fn holder() -> String {
+pub(super) fn holder() -> String {
     let host = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())

@@ -14,6 +14,7 @@
 
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod conformance;
+mod delete;
 mod error;
 pub mod fault;
 #[cfg(test)]
