@@ -23,6 +23,7 @@ use seawall::postgres::recovery::RecoveryAction;
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::keys::BackupId;
+use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 
 use target::{Layout, Target};
@@ -129,11 +130,35 @@ pub async fn system_for(
 /// # Errors
 /// Exit code 4 where a directory is in use or could be overwritten, 5 where nothing reaches
 /// the target; in both cases nothing was touched.
+///
+/// A lease names the backup from the moment that it is chosen: it does not go while it is read.
 pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
-    let mut clock = Clock::start();
+    let clock = Clock::start();
     let catalogue = Catalogue::load(system).await?;
     let plan = catalogue.plan(&settings.request).await?;
     let layout = Layout::of(&plan.backup, settings)?;
+    let lease = system
+        .repository()
+        .lease(
+            system.cluster(),
+            Work::Restore,
+            Some(system.id()),
+            [plan.backup.id.clone()],
+        )
+        .await;
+    let restored = write(system, settings, plan, layout, clock).await;
+    lease.release().await;
+    restored
+}
+
+/// Writes what was planned.
+async fn write(
+    system: &System,
+    settings: &Settings,
+    plan: Plan,
+    layout: Layout,
+    mut clock: Clock,
+) -> Result<Restored> {
     clock.end("plan", None);
 
     let target = Target::prepare(layout, system, &plan.backup, settings)?;

@@ -16,7 +16,10 @@ use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::line::Archived;
+use crate::repository::pins::StoredPin;
 use crate::repository::points::{self, PointScan, RestorePoint};
+use crate::repository::segments::SegmentSet;
+use crate::repository::timeline_wal::TimelineWal;
 use crate::repository::windows::Window;
 use crate::repository::{Repository, System};
 
@@ -107,6 +110,17 @@ struct ListedBackup {
     window: Option<Window>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_drill: Option<LastDrill>,
+    /// Why it stays whatever the rules of retention say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pins: Vec<ListedPin>,
+}
+
+/// A pin, or why it cannot be read.
+#[derive(Debug, Clone, Serialize)]
+struct ListedPin {
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
 }
 
 /// When a backup was last proven.
@@ -183,6 +197,7 @@ async fn list_system(
     let catalogue = Catalogue::load(system).await?;
     let archived = catalogue.everything_archived().await?;
     let windows = catalogue.windows(&archived).await;
+    let pins = system.pins().await?;
     let backups = catalogue.backups.iter().zip(windows);
     let backups = backups
         .map(|(backup, window)| ListedBackup {
@@ -201,6 +216,7 @@ async fn list_system(
             reach: catalogue.reach(backup, &archived),
             window,
             last_drill: drills.get(&backup.id).cloned(),
+            pins: list_pins(&backup.id, &pins),
         })
         .collect();
     let finished = catalogue.backups.iter().map(|backup| &backup.id);
@@ -235,6 +251,23 @@ async fn list_system(
     })
 }
 
+/// The pins of a backup that hold.
+fn list_pins(id: &BackupId, pins: &[StoredPin]) -> Vec<ListedPin> {
+    let now = Timestamp::now();
+    let of_it = pins.iter().filter(|pin| pin.backup == *id);
+    let holding = of_it.filter_map(|stored| match &stored.pin {
+        Ok(pin) => pin.holds(now).then(|| ListedPin {
+            reason: pin.reason.clone(),
+            until: pin.until,
+        }),
+        Err(error) => Some(ListedPin {
+            reason: format!("UNREADABLE: {}", error.what()),
+            until: None,
+        }),
+    });
+    holding.collect()
+}
+
 fn list_timelines(catalogue: &Catalogue, archived: &Archived) -> Vec<ListedTimeline> {
     let size = catalogue.record.segment_size;
     let timelines = archived.iter().map(|(timeline, wal)| {
@@ -253,14 +286,23 @@ fn list_timelines(catalogue: &Catalogue, archived: &Archived) -> Vec<ListedTimel
                 .map(|run| [name(run.first), name(run.last)])
                 .collect(),
             stored_bytes: wal.runs.iter().map(|run| run.stored_bytes).sum(),
-            gaps: wal
-                .gaps()
+            gaps: gaps(*timeline, wal, &catalogue.expired)
+                .into_iter()
                 .map(|(first, last)| [name(first), name(last)])
                 .collect(),
             conflicts: wal.conflicts.clone(),
         }
     });
     timelines.collect()
+}
+
+/// What is missing between segments and was not deleted on purpose.
+fn gaps(timeline: TimelineId, wal: &TimelineWal, expired: &SegmentSet) -> Vec<(u64, u64)> {
+    let mut gaps = SegmentSet::default();
+    for (first, last) in wal.gaps() {
+        gaps.add(timeline, first, last);
+    }
+    gaps.without(expired).of(timeline).to_vec()
 }
 
 /// The newest drill of each backup.

@@ -11,6 +11,7 @@ use super::keys::BackupId;
 use super::line::{self, Archived, Line};
 use super::marker::Marker;
 use super::points::RestorePoint;
+use super::segments::SegmentSet;
 use super::system::SystemRecord;
 use crate::error::{Error, Exit, Result};
 use crate::postgres::history::TimelineHistory;
@@ -29,6 +30,8 @@ pub struct Catalogue {
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Recorded restore points, by position.
     pub points: Vec<RestorePoint>,
+    /// WAL that was deleted because nothing needed it: what is missing there is no gap.
+    pub expired: SegmentSet,
     /// Markers, records of restore points and histories that are there and cannot be used. The
     /// rest is usable without them.
     pub unreadable: Vec<Unreadable>,
@@ -95,6 +98,7 @@ impl Catalogue {
     /// [`unreadable`](Self::unreadable).
     pub async fn load(system: &System) -> Result<Self> {
         let record = system.known_record().await?;
+        let segment_size = record.segment_size;
         let ids = system.backup_ids().await?;
         let markers: Vec<(BackupId, Option<Result<Marker>>)> = futures::stream::iter(ids)
             .map(|id| async move {
@@ -137,6 +141,7 @@ impl Catalogue {
             backups,
             histories: files.read,
             points,
+            expired: system.expired_wal(segment_size).await?,
             unreadable,
         })
     }

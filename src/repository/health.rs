@@ -8,6 +8,7 @@ use std::fmt;
 
 use super::System;
 use super::line::{Archived, stretches};
+use super::segments::SegmentSet;
 use super::timeline_wal::{SegmentRun, TimelineWal};
 use super::wal_objects::HistoryFiles;
 use crate::error::Result;
@@ -22,6 +23,8 @@ pub struct Survey {
     pub histories: HistoryFiles,
     /// The segments of each timeline.
     pub archived: Archived,
+    /// Segments that were deleted because nothing needed them.
+    pub expired: SegmentSet,
 }
 
 /// A backup, as far as it says which WAL must be there.
@@ -92,6 +95,7 @@ impl System {
             segment_size,
             histories: self.history_files().await?,
             archived,
+            expired: self.expired_wal(segment_size).await?,
         })
     }
 }
@@ -120,12 +124,23 @@ pub fn examine(survey: &Survey, backups: &[Needed]) -> Vec<Illness> {
 fn missing_segments(survey: &Survey, backups: &[Needed]) -> Vec<Illness> {
     let size = survey.segment_size;
     let mut holes: BTreeMap<TimelineId, BTreeSet<Hole>> = BTreeMap::new();
+    // What was deleted on purpose is not missed, unless a backup that is here needs it.
+    let mut needed = SegmentSet::default();
+    for backup in backups {
+        let last = backup.stop.previous_segment(size);
+        needed.add(backup.timeline, backup.start.segment(size), last);
+    }
+    let excused = survey.expired.without(&needed);
     let mut hole = |timeline, first, last, evidence| {
-        let reversed = std::cmp::Reverse(last);
-        holes
-            .entry(timeline)
-            .or_default()
-            .insert((first, reversed, evidence));
+        let mut absent = SegmentSet::default();
+        absent.add(timeline, first, last);
+        for (_, (first, last)) in absent.without(&excused).iter() {
+            let reversed = std::cmp::Reverse(last);
+            holes
+                .entry(timeline)
+                .or_default()
+                .insert((first, reversed, evidence));
+        }
     };
     for (timeline, wal) in &survey.archived {
         for (first, last) in wal.gaps() {
@@ -287,7 +302,12 @@ pub fn lacking(one: &Survey, others: &[&Survey], until: Option<SegmentName>) -> 
             };
             for run in wal.runs.iter().filter(|run| run.last >= oldest) {
                 let holes_here = absent(own, run.first.max(oldest), run.last.min(end));
-                holes.extend(holes_here.into_iter().map(|(a, b)| (*timeline, a, b)));
+                let mut absent = SegmentSet::default();
+                for (first, last) in holes_here {
+                    absent.add(*timeline, first, last);
+                }
+                let missed = absent.without(&one.expired);
+                holes.extend(missed.iter().map(|(_, (a, b))| (*timeline, a, b)));
             }
         }
         for timeline in other.histories.read.keys() {

@@ -22,6 +22,7 @@ pub mod pins;
 pub mod plan;
 pub mod points;
 pub mod scan;
+pub mod segments;
 mod system;
 pub mod timeline_wal;
 pub mod tombstones;

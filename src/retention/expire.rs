@@ -15,12 +15,12 @@ use serde::Serialize;
 
 use super::inventory::{CLOCK_TOLERANCE, Inventory};
 use super::plan::{Circumstances, Other, Plan, plan};
-use super::segments::SegmentSet;
 use crate::config::RetentionConfig;
 use crate::error::{Error, Result};
 use crate::repository::keys::{self, BackupId, BackupKind};
+use crate::repository::segments::SegmentSet;
 use crate::repository::tombstones::{DoomedBackup, DoomedWal, Tombstone};
-use crate::repository::{Repository, System, expired::ExpiredWal};
+use crate::repository::{Repository, System};
 
 /// No look is older than a quarter of the wait when something is deleted by it, within these
 /// bounds.
@@ -254,10 +254,7 @@ impl Run<'_, '_> {
         }
         self.touched = true;
         // Before anything of it is gone: no reader takes what is missing for a gap.
-        let ranges = gone.iter().map(|(timeline, (first, last))| {
-            ExpiredWal::new(timeline, first, last, size)
-        });
-        system.note_expired(ranges.collect(), self.looked).await?;
+        system.note_expired(gone, size, self.looked).await?;
         tracing::info!("deleting {} objects of WAL of {}", keys.len(), system.place());
         for batch in keys.chunks(BATCH) {
             if self.is_stale() {

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 
-use super::segments::SegmentSet;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentSize, SystemId, TimelineId};
@@ -16,6 +15,7 @@ use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::line::Archived;
 use crate::repository::marker::Marker;
 use crate::repository::pins::StoredPin;
+use crate::repository::segments::SegmentSet;
 use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
 

@@ -11,9 +11,9 @@
 use jiff::Timestamp;
 
 use super::inventory::{BackupState, Inventory, SystemInventory};
-use super::segments::SegmentSet;
 use crate::postgres::TimelineId;
 use crate::postgres::history::TimelineHistory;
+use crate::repository::segments::SegmentSet;
 
 /// A backup: the numbers of its system and of itself in the inventory.
 pub type Which = (usize, usize);

@@ -13,7 +13,6 @@ pub mod inventory;
 pub mod lines;
 pub mod plan;
 pub mod rules;
-pub mod segments;
 
 pub use expire::{Expired, Settings, expire};
 pub use inventory::Inventory;

@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::inventory::{CLOCK_TOLERANCE, Inventory};
 use super::lines::{self, Line, Which};
 use super::rules::{self, Keeps};
-use super::segments::SegmentSet;
 use crate::config::RetentionConfig;
 use crate::postgres::{SegmentName, SystemId, TimelineId};
 use crate::repository::keys::BackupId;
 use crate::repository::leases::{Lease, Work};
+use crate::repository::segments::SegmentSet;
 
 /// The segment in which a backup starts is archived after it began; by how much the clocks of
 /// two hosts may mislead us there.

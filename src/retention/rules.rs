@@ -10,10 +10,10 @@ use jiff::tz::TimeZone;
 
 use super::inventory::Inventory;
 use super::lines::{Line, Which};
-use super::segments::SegmentSet;
 use crate::config::RetentionConfig;
 use crate::postgres::Lsn;
 use crate::repository::keys::BackupKind;
+use crate::repository::segments::SegmentSet;
 
 /// What is kept, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -27,6 +27,8 @@ mod options;
 mod read;
 mod retry;
 #[cfg(any(test, feature = "fault-injection"))]
+pub mod simulated;
+#[cfg(any(test, feature = "fault-injection"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use seawall::error::{Error, Result};
 use seawall::postgres::SegmentName;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
@@ -109,7 +110,18 @@ impl Drill<'_> {
         };
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
+        let backup = course.plan.backup.id.clone();
+        let lease = self
+            .repository
+            .lease(
+                self.cluster_name,
+                Work::Drill,
+                Some(system.id()),
+                [backup],
+            )
+            .await;
         let broken = self.recover(&mut course, &system, scratch, keep).await;
+        lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         Ok(self.conclude(course, started, scratch, broken))
     }

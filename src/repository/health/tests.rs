@@ -54,6 +54,7 @@ fn survey(wal: &[(u32, &[(u64, u64)])], histories: &[(u32, &[(u32, u64)])]) -> S
             .iter()
             .map(|(t, runs)| (timeline(*t), wal_of(runs)))
             .collect(),
+        expired: SegmentSet::default(),
     }
 }
 
@@ -83,6 +84,28 @@ fn what_is_whole_has_no_illness() {
     // A child that has archived nothing but its history, and one that worked ahead at its end.
     let young = survey(&[(1, &[(1, 5), (7, 9)])], &[(2, &[(1, 5)])]);
     assert_eq!(said(&young, &[backup(1, 2)]), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_deleted_on_purpose_is_no_gap_unless_a_backup_that_is_here_needs_it() {
+    let holes = [(1, 4), (9, 12), (60, 80)];
+    let mut expired = survey(&[(1, &holes)], &[]);
+    expired.expired.add(timeline(1), 5, 8);
+    let seen = said(&expired, &[backup(1, 2)]);
+    assert_eq!(seen, ["00000001000000000000000D to 00000001000000000000003B"]);
+    expired.expired.add(timeline(1), 13, 58);
+    let seen = said(&expired, &[backup(1, 2)]);
+    assert_eq!(seen, ["00000001000000000000003B"]);
+    expired.expired.add(timeline(1), 59, 59);
+    assert_eq!(said(&expired, &[backup(1, 2)]), Vec::<String>::new());
+    let whole = survey(&[(1, &[(1, 90)])], &[]);
+    assert!(lacking(&expired, &[&whole], None).is_empty());
+    let stop = Lsn(8 * SIZE.bytes());
+    let needed = Needed {
+        stop,
+        ..backup(1, 7)
+    };
+    assert_eq!(said(&expired, &[needed]), ["000000010000000000000007"]);
 }
 
 #[test]
