@@ -21,16 +21,16 @@ use jiff::Timestamp;
 
 use crate::config::Compression;
 use crate::error::{Error, IoContext, Result};
+use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{self, BackupLabel};
 use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
 use crate::postgres::sql::{BackupStop, Client};
-use crate::postgres::SegmentName;
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
-use crate::repository::marker::{Marker, StoredObject, Tablespace};
 use crate::repository::leases::Work;
+use crate::repository::marker::{Marker, StoredObject, Tablespace};
 use crate::repository::{FORMAT, Repository, System};
 use crate::wal::wait;
 

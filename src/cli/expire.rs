@@ -62,9 +62,11 @@ pub fn run(args: &ExpireArgs) -> Result<Exit> {
         repositories.retain(|repository| repository.retention.has_rules());
     }
     if repositories.is_empty() {
-        return Err(Error::usage("no repository has rules of retention: nothing ever goes")
-            .at(config.path.display())
-            .hint("give one [repository.retention] with recovery_window = \"14d\", say"));
+        return Err(
+            Error::usage("no repository has rules of retention: nothing ever goes")
+                .at(config.path.display())
+                .hint("give one [repository.retention] with recovery_window = \"14d\", say"),
+        );
     }
     if !args.dry_run {
         become_cluster_owner(cluster_config)?;

@@ -49,8 +49,9 @@ pub struct UnpinArgs {
 pub fn run(args: &PinArgs) -> Result<Exit> {
     let now = Timestamp::now();
     if args.until.is_some_and(|until| until <= now) {
-        return Err(Error::usage("--until is over already")
-            .hint("give a time in the future, or none"));
+        return Err(
+            Error::usage("--until is over already").hint("give a time in the future, or none")
+        );
     }
     let pin = Pin::new(args.id.clone(), &args.reason, args.until, now);
     each(&args.common, &args.repository, async |systems| {

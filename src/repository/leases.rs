@@ -185,10 +185,11 @@ impl Repository {
         Ok(ended.len())
     }
 
-    /// Writes one lease, without renewing it.
-    pub async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<()> {
+    /// Writes one lease, without renewing it, and returns its key.
+    pub async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<String> {
         let key = key(cluster, lease);
-        Ok(self.store().put(&key, to_json(lease)?).await?)
+        self.store().put(&key, to_json(lease)?).await?;
+        Ok(key)
     }
 
     async fn renew(&self, cluster: &str, lease: &mut Lease) {

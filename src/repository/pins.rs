@@ -112,11 +112,11 @@ impl System {
         let deleting = due.any(|(_, tombstone)| tombstone.names_backup(self.id(), id));
         if deleting || self.marker(id).await?.is_none() {
             self.store().delete(&key).await?;
-            return Err(
-                Error::refused(format!("backup {id} is being deleted, or may be, at any moment"))
-                    .at(self.place())
-                    .hint("pin another one; `seawall expire --dry-run` shows what stays, and why"),
-            );
+            return Err(Error::refused(format!(
+                "backup {id} is being deleted, or may be, at any moment"
+            ))
+            .at(self.place())
+            .hint("pin another one; `seawall expire --dry-run` shows what stays, and why"));
         }
         Ok(())
     }
@@ -162,7 +162,11 @@ mod tests {
         for id in [&one, &two] {
             let key = system.keys().new_pin(id);
             let pin = Pin::new(id.clone(), "audit", None, now);
-            system.store().put(&key, to_json(&pin).unwrap()).await.unwrap();
+            system
+                .store()
+                .put(&key, to_json(&pin).unwrap())
+                .await
+                .unwrap();
         }
         let damaged = system.keys().new_pin(&two);
         let junk = Bytes::from_static(b"{}");

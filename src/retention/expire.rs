@@ -75,7 +75,10 @@ pub async fn look(repository: &Repository, settings: &Settings<'_>) -> Result<Pl
     let proven: BTreeSet<BackupId> = match settings.rules.prove_before_expire {
         true => {
             let drills = repository.drills(settings.cluster).await?.into_iter();
-            drills.filter(|drill| drill.passed).map(|d| d.backup).collect()
+            drills
+                .filter(|drill| drill.passed)
+                .map(|d| d.backup)
+                .collect()
         }
         false => BTreeSet::new(),
     };
@@ -125,16 +128,18 @@ pub async fn expire(repository: &Repository, settings: &Settings<'_>) -> Result<
             if done.deleted_objects > before {
                 continue;
             }
-            return Err(Error::failed("looking at what is there took so long that nothing may be deleted by it any more")
-                .at(repository.place())
-                .hint("run it again; on a machine or a store so slow, raise retention.delete_after")
-                .retryable(true));
+            return Err(Error::failed(
+                "looking at what is there took so long that nothing may be deleted by it any more",
+            )
+            .at(repository.place())
+            .hint("run it again; on a machine or a store so slow, raise retention.delete_after")
+            .retryable(true));
         }
         run.name(due.iter().chain(&young)).await?;
         if !run.touched {
-            let over = due.iter().filter(|(_, tombstone)| {
-                tombstone.not_before + signed(settings.wait) <= looked
-            });
+            let over = due
+                .iter()
+                .filter(|(_, tombstone)| tombstone.not_before + signed(settings.wait) <= looked);
             let mut over: Vec<String> = over.map(|(key, _)| key.clone()).collect();
             over.extend(tombstones.damaged.into_iter().map(|(key, _)| key));
             repository.store().delete_all(&over).await?;
@@ -255,7 +260,11 @@ impl Run<'_, '_> {
         self.touched = true;
         // Before anything of it is gone: no reader takes what is missing for a gap.
         system.note_expired(gone, size, self.looked).await?;
-        tracing::info!("deleting {} objects of WAL of {}", keys.len(), system.place());
+        tracing::info!(
+            "deleting {} objects of WAL of {}",
+            keys.len(),
+            system.place()
+        );
         for batch in keys.chunks(BATCH) {
             if self.is_stale() {
                 return Ok(false);
@@ -343,7 +352,9 @@ async fn compare_clocks(repository: &Repository, settings: &Settings<'_>) -> Res
     let key = format!("{}/clock-{random:016x}", keys::leases(settings.cluster));
     let store = repository.store();
     let before = (settings.clock)();
-    store.put(&key, bytes::Bytes::from_static(b"clock\n")).await?;
+    store
+        .put(&key, bytes::Bytes::from_static(b"clock\n"))
+        .await?;
     let found = store.head(&key).await;
     let after = (settings.clock)();
     store.delete(&key).await?;

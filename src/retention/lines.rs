@@ -28,7 +28,9 @@ pub struct Line {
     pub backups: Vec<usize>,
     /// When it was last written to, as far as the repository knows.
     pub active: Timestamp,
-    /// Whether it is the newest timeline of the newest system.
+    /// Whether it is the newest timeline of its system.
+    pub newest: bool,
+    /// Whether that is the newest system.
     pub current: bool,
     /// Whether it may still be somebody's production.
     pub alive: bool,
@@ -53,6 +55,7 @@ pub fn lines(inventory: &Inventory, now: Timestamp) -> Vec<Line> {
                     true => now,
                     false => last_active(system, timeline),
                 },
+                newest: timeline == newest,
                 current,
                 alive: current,
                 history: history.clone(),
@@ -123,8 +126,7 @@ fn is_continued(system: &SystemInventory, timeline: TimelineId) -> bool {
         };
         let mut backups = system.backups.iter().map(|backup| &backup.marker);
         last.is_none_or(|last| last <= switch.segment(system.segment_size))
-            && backups
-                .all(|b| b.timeline != timeline || history.contains(b.timeline, b.stop_lsn))
+            && backups.all(|b| b.timeline != timeline || history.contains(b.timeline, b.stop_lsn))
     })
 }
 

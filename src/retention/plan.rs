@@ -329,7 +329,9 @@ fn keep_unreplaced(
     for (at, system) in inventory.systems.iter().enumerate() {
         for number in 0..system.backups.len() {
             let which = (at, number);
-            let replaced = proven.iter().any(|by| is_newer(inventory, lines, *by, which));
+            let replaced = proven
+                .iter()
+                .any(|by| is_newer(inventory, lines, *by, which));
             if !keeps.backups.contains_key(&which) && !replaced {
                 let why = "no newer backup that stays was proven by a drill";
                 keeps.with_lines(inventory, lines, which, why);
@@ -375,5 +377,7 @@ fn archived_in(other: &Other, system: SystemId) -> SegmentSet {
     let there = other.inventory.as_ref().ok();
     let mut systems = there.into_iter().flat_map(|there| &there.systems);
     let system = systems.find(|there| there.id == system);
-    system.map(|system| system.stored.clone()).unwrap_or_default()
+    system
+        .map(|system| system.stored.clone())
+        .unwrap_or_default()
 }

@@ -81,11 +81,16 @@ pub fn by_rules(
         keep_last_good(&mut keeps, inventory, line);
     }
     if let Some(window) = rules.recovery_window {
-        let begin = now
-            .checked_sub(window.0)
-            .unwrap_or(Timestamp::MIN);
+        let begin = now.checked_sub(window.0).unwrap_or(Timestamp::MIN);
         for line in lines {
-            keep_window(&mut keeps, inventory, lines, line, begin, &window.to_string());
+            keep_window(
+                &mut keeps,
+                inventory,
+                lines,
+                line,
+                begin,
+                &window.to_string(),
+            );
         }
     }
     if let Some(full) = rules.full {
@@ -202,14 +207,28 @@ fn keep_full(keeps: &mut Keeps, inventory: &Inventory, lines: &[Line], line: &Li
     }
 }
 
-/// The newest good backup of each hour, day, week, month and year, with its own WAL alone.
-/// What is on the line of another one that is alive counts only where that one has none.
+/// The newest good backup of each hour, day, week, month and year, with its own WAL alone. The
+/// newest lines of all systems count together; another line that is alive counts by itself, so
+/// that what was left never pushes out what goes on.
 fn keep_periods(keeps: &mut Keeps, inventory: &Inventory, lines: &[Line], rules: &RetentionConfig) {
+    let main = lines.iter().filter(|line| line.newest);
+    keep_periods_of(keeps, inventory, &main.collect::<Vec<_>>(), rules);
+    for line in lines.iter().filter(|line| line.alive && !line.newest) {
+        keep_periods_of(keeps, inventory, &[line], rules);
+    }
+}
+
+fn keep_periods_of(
+    keeps: &mut Keeps,
+    inventory: &Inventory,
+    lines: &[&Line],
+    rules: &RetentionConfig,
+) {
     let names = ["hourly", "daily", "weekly", "monthly", "yearly"];
     for (period, count) in rules.periods().into_iter().enumerate() {
         let Some(count) = count else { continue };
         let mut newest: BTreeMap<Period, Which> = BTreeMap::new();
-        // The current line comes first; within a line the later one replaces the earlier.
+        // The newest system comes first; within a line the later one replaces the earlier.
         for line in lines {
             let mut own: BTreeMap<Period, Which> = BTreeMap::new();
             for backup in line.good(inventory) {

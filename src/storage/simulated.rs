@@ -68,6 +68,12 @@ impl Gate {
         state.waiting.drain(..).for_each(Waker::wake);
     }
 
+    /// How many more calls it lets through.
+    pub fn allowed(&self) -> u64 {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.allowed
+    }
+
     /// How many calls have passed.
     pub fn passed(&self) -> u64 {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,9 +240,7 @@ impl ObjectStore for Simulated {
         let (inner, prefix) = (Arc::clone(&self.inner), prefix.cloned());
         let offset = offset.clone();
         let late =
-            futures::stream::once(
-                async move { inner.list_with_offset(prefix.as_ref(), &offset) },
-            );
+            futures::stream::once(async move { inner.list_with_offset(prefix.as_ref(), &offset) });
         self.listing(late.flatten().boxed())
     }
 

@@ -34,6 +34,7 @@ pub mod prefetch;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod retention;
 pub mod scratch;
 pub mod seed;
 pub mod segment;

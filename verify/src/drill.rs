@@ -113,12 +113,7 @@ impl Drill<'_> {
         let backup = course.plan.backup.id.clone();
         let lease = self
             .repository
-            .lease(
-                self.cluster_name,
-                Work::Drill,
-                Some(system.id()),
-                [backup],
-            )
+            .lease(self.cluster_name, Work::Drill, Some(system.id()), [backup])
             .await;
         let broken = self.recover(&mut course, &system, scratch, keep).await;
         lease.release().await;

@@ -77,9 +77,9 @@ fn print_backups(backups: &[ListedBackup]) {
     }
     for backup in backups {
         for pin in &backup.pins {
-            let until = pin.until.map_or(String::new(), |until| {
-                format!(" until {}", moment(until))
-            });
+            let until = pin
+                .until
+                .map_or(String::new(), |until| format!(" until {}", moment(until)));
             print(&format!("PINNED: {}{until}: {}", backup.id, pin.reason));
         }
         let window = backup.window.as_ref();

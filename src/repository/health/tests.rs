@@ -92,7 +92,10 @@ fn what_was_deleted_on_purpose_is_no_gap_unless_a_backup_that_is_here_needs_it()
     let mut expired = survey(&[(1, &holes)], &[]);
     expired.expired.add(timeline(1), 5, 8);
     let seen = said(&expired, &[backup(1, 2)]);
-    assert_eq!(seen, ["00000001000000000000000D to 00000001000000000000003B"]);
+    assert_eq!(
+        seen,
+        ["00000001000000000000000D to 00000001000000000000003B"]
+    );
     expired.expired.add(timeline(1), 13, 58);
     let seen = said(&expired, &[backup(1, 2)]);
     assert_eq!(seen, ["00000001000000000000003B"]);

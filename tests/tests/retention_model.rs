@@ -1,0 +1,36 @@
+//! Retention against a model: random histories of pushes, backups, promotions, upgrades,
+//! copies, pins and expiring, with crashes and pauses at every step, over stores in memory.
+//! Every promised moment stays recoverable, what is pinned and the last good backup stay, and
+//! in the end nothing unneeded is left.
+//!
+//! `SEED=n` replays one history.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use seawall_tests::retention::history;
+
+fn histories(number: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let (first, number) = match std::env::var("SEED") {
+        Ok(seed) => (seed.parse().expect("SEED is a number"), 1),
+        Err(_) => (rand::random_range(0..1 << 40), number),
+    };
+    for seed in first..first + number {
+        let events = StdRng::seed_from_u64(seed).random_range(10..60);
+        runtime.block_on(history::run(seed, events));
+    }
+}
+
+#[test]
+fn a_thousand_histories_keep_every_promise_and_nothing_else() {
+    histories(1000);
+}
+
+#[test]
+#[ignore = "long: ten thousand histories"]
+fn ten_thousand_histories_keep_every_promise_and_nothing_else() {
+    histories(10_000);
+}
