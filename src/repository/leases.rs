@@ -166,16 +166,20 @@ impl Repository {
         Ok(leases)
     }
 
-    /// Removes the leases that ended by `now` a whole lease ago, and the damaged ones that nobody
-    /// has touched for a day. Says how many.
+    /// Removes the leases that ended by `now` a whole lease ago, and the damaged ones and
+    /// probes that nobody has touched for a day. Says how many.
     pub async fn sweep_leases(&self, cluster: &str, now: Timestamp) -> Result<usize> {
         let mut ended = Vec::new();
         for info in self.store().list(&keys::leases(cluster), None).await? {
-            let over = match self.try_read_json::<Lease>(&info.key).await? {
-                _ if !info.key.ends_with(".json") => false,
-                Some(Ok(lease)) => lease.until + lease_time() < now,
-                Some(Err(_)) => info.modified + SignedDuration::from_hours(24) < now,
-                None => false,
+            let untouched = info.modified + SignedDuration::from_hours(24) < now;
+            let over = match info.key.ends_with(".json") {
+                // A probe whose maker died.
+                false => untouched,
+                true => match self.try_read_json::<Lease>(&info.key).await? {
+                    Some(Ok(lease)) => lease.until + lease_time() < now,
+                    Some(Err(_)) => untouched,
+                    None => false,
+                },
             };
             if over {
                 ended.push(info.key);

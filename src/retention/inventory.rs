@@ -14,7 +14,7 @@ use crate::repository::catalogue::Catalogue;
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::line::Archived;
 use crate::repository::marker::Marker;
-use crate::repository::pins::StoredPin;
+use crate::repository::pins::{Pin, StoredPin};
 use crate::repository::segments::SegmentSet;
 use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
@@ -29,9 +29,12 @@ pub struct Inventory {
 }
 
 /// What a repository holds of one system.
+#[derive(Clone)]
 pub struct SystemInventory {
     /// Its system identifier.
     pub id: SystemId,
+    /// When it was first seen, by the clock of that host.
+    pub first_seen: Timestamp,
     /// Its segment size.
     pub segment_size: SegmentSize,
     /// Finished backups whose markers can be read.
@@ -45,12 +48,13 @@ pub struct SystemInventory {
     /// Directories of backups without a marker.
     pub unfinished: Vec<Unfinished>,
     /// All pins.
-    pub pins: Vec<StoredPin>,
+    pub pins: Vec<PinState>,
     /// Why nothing of this system may go.
     pub problems: Vec<String>,
 }
 
 /// A finished backup.
+#[derive(Clone)]
 pub struct BackupState {
     /// Its marker.
     pub marker: Marker,
@@ -58,9 +62,12 @@ pub struct BackupState {
     pub ended: Timestamp,
     /// Whether all its objects are listed, with their sizes.
     pub complete: bool,
+    /// Whether it counts: a full one without damaged pages, complete and with its own WAL.
+    pub good: bool,
 }
 
 /// A directory of a backup without a marker.
+#[derive(Clone)]
 pub struct Unfinished {
     /// The backup's name.
     pub id: BackupId,
@@ -88,7 +95,9 @@ impl SystemInventory {
     async fn load(system: &System, now: Timestamp) -> Result<Self> {
         let catalogue = Catalogue::load(system).await?;
         let archived = catalogue.everything_archived().await?;
+        let size = catalogue.record.segment_size;
         let directories = list_backups(system, now).await?;
+        let pins = system.pins().await?;
         let problems = problems(&catalogue, &archived, &directories);
         let runs = archived.values().flat_map(|wal| &wal.runs);
         for run in runs {
@@ -112,9 +121,11 @@ impl SystemInventory {
         for (id, directory) in directories {
             if let Some(marker) = markers.remove(&id) {
                 let marked = directory.marked.unwrap_or(directory.newest);
+                let complete = directory.holds_all_of(&marker);
                 backups.push(BackupState {
                     ended: marker.stop_time.min(marked),
-                    complete: directory.holds_all_of(&marker),
+                    complete,
+                    good: complete && is_good(&marker, &archived, size),
                     marker,
                 });
             } else if directory.marked.is_none() {
@@ -124,13 +135,14 @@ impl SystemInventory {
         }
         Ok(Self {
             id: system.id(),
-            segment_size: catalogue.record.segment_size,
+            first_seen: catalogue.record.first_seen,
+            segment_size: size,
             backups,
             histories: catalogue.histories,
             archived,
             stored,
             unfinished,
-            pins: system.pins().await?,
+            pins: pins.into_iter().map(PinState::of).collect(),
             problems,
         })
     }
@@ -140,21 +152,34 @@ impl SystemInventory {
         let known = self.histories.keys().copied();
         known.max().unwrap_or(TimelineId::FIRST)
     }
+}
 
-    /// Whether a backup counts: a full one without damaged pages, with all its objects and its
-    /// own WAL.
-    pub fn is_good(&self, backup: &BackupState) -> bool {
-        let marker = &backup.marker;
-        let (first, last) = marker.own_wal();
-        let wal_is_here = self.archived.get(&marker.timeline).is_some_and(|wal| {
-            wal.run_with(first).is_some_and(|run| run.last >= last)
-                && wal.first_conflict(first, last, self.segment_size).is_none()
-        });
-        marker.kind == BackupKind::Full
-            && marker.damaged_page_count == 0
-            && backup.complete
-            && wal_is_here
+/// A pin, or what is wrong with it.
+#[derive(Clone)]
+pub struct PinState {
+    /// The backup that it names.
+    pub backup: BackupId,
+    /// What it says.
+    pub pin: Result<Pin, String>,
+}
+
+impl PinState {
+    fn of(stored: StoredPin) -> Self {
+        Self {
+            backup: stored.backup,
+            pin: stored.pin.map_err(|error| error.what().to_owned()),
+        }
     }
+}
+
+/// Whether a complete backup counts: a full one without damaged pages, and with its own WAL.
+fn is_good(marker: &Marker, archived: &Archived, size: SegmentSize) -> bool {
+    let (first, last) = marker.own_wal();
+    let wal_is_here = archived.get(&marker.timeline).is_some_and(|wal| {
+        wal.run_with(first).is_some_and(|run| run.last >= last)
+            && wal.first_conflict(first, last, size).is_none()
+    });
+    marker.kind == BackupKind::Full && marker.damaged_page_count == 0 && wal_is_here
 }
 
 /// What is listed below the directory of one backup.

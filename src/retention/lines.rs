@@ -80,7 +80,7 @@ impl Line {
     ) -> impl DoubleEndedIterator<Item = usize> + 'a {
         let system = &inventory.systems[self.system];
         let backups = self.backups.iter().copied();
-        backups.filter(|backup| system.is_good(&system.backups[*backup]))
+        backups.filter(|backup| system.backups[*backup].good)
     }
 
     /// A backup of it.

@@ -2,7 +2,8 @@
 //!
 //! - [`inventory`]: what is there, by listings and small records;
 //! - [`lines`]: the timelines that somebody may still want to recover along;
-//! - [`rules`]: what the rules keep; [`plan`]: that, and pins, leases, copies, proofs;
+//! - [`rules`]: what the rules keep; [`wanted()`]: what they would keep of another repository;
+//! - [`plan`]: what they keep, and pins, leases, copies, proofs;
 //! - [`expire`]: carrying the plan out, in two phases with a wait between them.
 //!
 //! Nothing here knows how backups, WAL or copies come to be. Where something cannot be
@@ -13,7 +14,9 @@ pub mod inventory;
 pub mod lines;
 pub mod plan;
 pub mod rules;
+pub mod wanted;
 
 pub use expire::{Expired, Settings, expire};
 pub use inventory::Inventory;
 pub use plan::{Other, Plan, Relation};
+pub use wanted::{Wanted, wanted};

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::inventory::{CLOCK_TOLERANCE, Inventory};
 use super::lines::{self, Line, Which};
 use super::rules::{self, Keeps};
+use super::wanted::wanted;
 use crate::config::RetentionConfig;
 use crate::postgres::{SegmentName, SystemId, TimelineId};
 use crate::repository::keys::BackupId;
@@ -131,7 +132,7 @@ pub fn plan(inventory: &Inventory, circumstances: &Circumstances<'_>) -> Plan {
     let mut keeps = rules::by_rules(inventory, &lines, rules, now);
     keep_pinned(&mut keeps, inventory, now);
     keep_used(&mut keeps, inventory, &lines, circumstances);
-    keep_for_others(&mut keeps, inventory, &lines, circumstances);
+    keep_for_others(&mut keeps, inventory, circumstances);
     keep_unreplaced(&mut keeps, inventory, &lines, circumstances);
     rules::keep_chains(&mut keeps, inventory, &lines);
     let systems = 0..inventory.systems.len();
@@ -214,7 +215,7 @@ fn keep_pinned(keeps: &mut Keeps, inventory: &Inventory, now: Timestamp) {
                     Some(until) => format!("pinned until {until}: {}", pin.reason),
                     None => format!("pinned: {}", pin.reason),
                 },
-                Err(error) => format!("pinned, and the pin cannot be read: {}", error.what()),
+                Err(error) => format!("pinned, and the pin cannot be read: {error}"),
             };
             if let Some(which) = find(inventory, at, &pin.backup) {
                 keeps.with_own_wal(inventory, which, why);
@@ -242,27 +243,23 @@ fn keep_used(
 }
 
 /// What others still lack and would keep, and what this repository is yet to be given.
-fn keep_for_others(
-    keeps: &mut Keeps,
-    inventory: &Inventory,
-    lines: &[Line],
-    circumstances: &Circumstances<'_>,
-) {
-    let wanted = circumstances.rules.minimum_copies;
+fn keep_for_others(keeps: &mut Keeps, inventory: &Inventory, circumstances: &Circumstances<'_>) {
+    let copies = circumstances.rules.minimum_copies;
     let mut holders: BTreeMap<Which, u32> = BTreeMap::new();
     let mut lacking: BTreeMap<Which, Vec<String>> = BTreeMap::new();
     for other in circumstances.others {
         if other.relation == Relation::Source {
             keep_for_arrivals(keeps, inventory, other, circumstances);
         }
-        let needs = rules::by_rules(inventory, lines, &other.rules, circumstances.now);
+        let there = other.inventory.as_ref().ok();
+        let needs = wanted(inventory, there, &other.rules, circumstances.now);
         for (at, system) in inventory.systems.iter().enumerate() {
             for number in 0..system.backups.len() {
                 let id = &system.backups[number].marker.id;
                 if holds(other, system.id, id) {
                     *holders.entry((at, number)).or_default() += 1;
-                } else if needs.backups.contains_key(&(at, number))
-                    && (wanted.is_some() || other.relation == Relation::Copy)
+                } else if needs.backups.contains(id)
+                    && (copies.is_some() || other.relation == Relation::Copy)
                 {
                     let why = match &other.inventory {
                         Ok(_) => format!("{} lacks it and would keep it", other.name),
@@ -272,8 +269,8 @@ fn keep_for_others(
                 }
             }
             if other.relation == Relation::Copy
-                && wanted != Some(1)
-                && let Some(needed) = needs.wal.get(&at)
+                && copies != Some(1)
+                && let Some(needed) = needs.wal.get(&system.id)
             {
                 let there = archived_in(other, system.id);
                 let missing = system.stored.within(needed).without(&there);
@@ -283,7 +280,7 @@ fn keep_for_others(
     }
     for (which, reasons) in lacking {
         let here_too = 1 + holders.get(&which).copied().unwrap_or_default();
-        if wanted.is_none_or(|wanted| here_too < wanted) {
+        if copies.is_none_or(|copies| here_too < copies) {
             for why in reasons {
                 keeps.with_own_wal(inventory, which, why);
             }
@@ -299,10 +296,13 @@ fn keep_for_arrivals(
     circumstances: &Circumstances<'_>,
 ) {
     let Ok(there) = &source.inventory else { return };
-    let lines = lines::lines(there, circumstances.now);
-    let coming = rules::by_rules(there, &lines, circumstances.rules, circumstances.now);
-    for (at, wal) in coming.wal {
-        let id = there.systems[at].id;
+    let coming = wanted(
+        there,
+        Some(inventory),
+        circumstances.rules,
+        circumstances.now,
+    );
+    for (id, wal) in coming.wal {
         if let Some(here) = inventory.systems.iter().position(|system| system.id == id) {
             keeps.wal.entry(here).or_default().add_all(&wal);
         }

@@ -1,5 +1,6 @@
 //! One random history: what happens, who is stopped where, and the look after every event.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use seawall::repository::leases::{LEASE_TIME, Lease, Work};
 use seawall::repository::pins::Pin;
 use seawall::repository::{FORMAT, Repository, System};
 use seawall::retention::inventory::Inventory;
-use seawall::retention::{self, Other, Relation, lines, rules};
+use seawall::retention::{self, Other, Relation};
 use seawall::storage::simulated::Gate;
 
 use super::actor::Actor;
@@ -29,7 +30,9 @@ struct History {
     chance: StdRng,
     /// Those whose machine is paused.
     paused: Vec<Actor>,
-    log: Vec<String>,
+    told: Told,
+    /// What the last expire came to.
+    expired: Rc<RefCell<String>>,
 }
 
 /// Runs the history of a seed to its end.
@@ -44,26 +47,34 @@ pub async fn run(seed: u64, events: usize) {
     }
     let mut history = History {
         promises: rules.iter().map(|_| Promises::default()).collect(),
-        log: vec![format!("rules {rules:?}")],
+        told: Told {
+            seed,
+            log: vec![format!("rules {rules:?}")],
+        },
         world: World::new(rules).await,
         chance,
         paused: Vec::new(),
+        expired: Rc::default(),
     };
-    let told = Told(seed);
     for _ in 0..events {
         history.event().await;
         history.check().await;
     }
     history.come_to_rest().await;
-    std::mem::forget(told);
 }
 
-/// Says on the way down how to see it again.
-struct Told(u64);
+/// What happened; on a panic it says so, and how to see it again.
+struct Told {
+    seed: u64,
+    log: Vec<String>,
+}
 
 impl Drop for Told {
     fn drop(&mut self) {
-        eprintln!("SEED={} replays this history alone", self.0);
+        if std::thread::panicking() {
+            eprintln!("{}", self.log.join("\n"));
+            eprintln!("SEED={} replays this history alone", self.seed);
+        }
     }
 }
 
@@ -132,13 +143,12 @@ impl History {
 
     fn log(&mut self, what: String) {
         let now = self.world.now();
-        self.log.push(format!("{now} {what}"));
+        self.told.log.push(format!("{now} {what}"));
     }
 
     async fn check(&mut self) {
-        let after = self.log.join("\n");
         for (at, promises) in self.promises.iter_mut().enumerate() {
-            promises.check(&self.world, at, &after).await;
+            promises.check(&self.world, at).await;
         }
     }
 
@@ -302,6 +312,7 @@ impl History {
             })
             .collect();
         let name = format!("expire in {}", repository.name());
+        let what = Rc::clone(&self.expired);
         Actor::new(name, gate, async move {
             let mut asked = Vec::new();
             for (relation, other, rules) in others {
@@ -321,7 +332,11 @@ impl History {
                 clock: &|| clock.now(),
             };
             // A pause makes it refuse, and so it should.
-            let _ = retention::expire(&repository, &settings).await;
+            let done = retention::expire(&repository, &settings).await;
+            *what.borrow_mut() = match done {
+                Ok(done) => format!("{done:?}"),
+                Err(error) => error.one_line(),
+            };
         })
     }
 
@@ -344,7 +359,7 @@ impl History {
             self.log(format!("{} wakes up at last", actor.name));
             self.check().await;
         }
-        for _ in 0..6 {
+        for _ in 0..13 {
             self.world.clock.advance(WAIT + Duration::from_secs(3600));
             if self.world.repositories.len() > 1 {
                 self.copy().finish();
@@ -353,7 +368,8 @@ impl History {
             }
             for at in 0..self.world.repositories.len() {
                 self.expire(at).finish();
-                self.log(format!("expires {at}"));
+                let what = self.expired.take();
+                self.log(format!("expires {at}: {what}"));
                 self.check().await;
             }
         }
@@ -372,9 +388,9 @@ async fn copy(
     backups: &[Backup],
 ) -> seawall::error::Result<()> {
     let inventory = Inventory::load(near, CLUSTER, now).await?;
-    let lines = lines::lines(&inventory, now);
-    let wanted = rules::by_rules(&inventory, &lines, rules, now);
-    for (at, state) in inventory.systems.iter().enumerate() {
+    let held = Inventory::load(far, CLUSTER, now).await?;
+    let wanted = retention::wanted(&inventory, Some(&held), rules, now);
+    for state in &inventory.systems {
         let [source, target] = [near, far].map(|r| r.system(CLUSTER, state.id));
         target.register(15, SIZE).await?;
         let there = target.store().list(&target.keys().wal(), None).await?;
@@ -384,7 +400,7 @@ async fn copy(
             let kept = object.is_some_and(|object| {
                 object.name.segment().is_none_or(|segment| {
                     let number = segment.number(SIZE).unwrap_or(0);
-                    let wal = wanted.wal.get(&at);
+                    let wal = wanted.wal.get(&state.id);
                     wal.is_some_and(|wal| wal.contains(segment.timeline, number))
                 })
             });
@@ -395,11 +411,9 @@ async fn copy(
                 target.store().put(&info.key, bytes).await?;
             }
         }
-        for (number, backup) in state.backups.iter().enumerate() {
+        for backup in &state.backups {
             let marker = &backup.marker;
-            if !wanted.backups.contains_key(&(at, number))
-                || target.marker(&marker.id).await?.is_some()
-            {
+            if !wanted.backups.contains(&marker.id) || target.marker(&marker.id).await?.is_some() {
                 continue;
             }
             let lease = take_lease(&target, Work::Copy, now, &marker.id).await;

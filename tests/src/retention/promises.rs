@@ -129,7 +129,7 @@ impl Promises {
     ///
     /// # Panics
     /// A promise is broken.
-    pub async fn check(&mut self, world: &World, repository: usize, after: &str) {
+    pub async fn check(&mut self, world: &World, repository: usize) {
         let seen = look(world, repository).await;
         let rules = &world.repositories[repository].rules;
         let name = world.repositories[repository].name;
@@ -140,7 +140,7 @@ impl Promises {
         let must = |backup: usize, why: &str| {
             assert!(
                 seen.whole.contains(&backup) && seen.has_own_wal(world, backup),
-                "{name} after {after}: backup {} must be there, {why}",
+                "{name}: backup {} must be there, {why}",
                 world.backups[backup].id
             );
         };
@@ -204,7 +204,7 @@ impl Promises {
             } else {
                 assert!(
                     !self.moments.contains(place) || seen.recovers(world, *place, whole),
-                    "{name} after {after}: {place:?} could be recovered to, was written at {time}, it is {}, and no backup leads there",
+                    "{name}: {place:?} could be recovered to, was written at {time}, it is {}, and no backup leads there",
                     world.now()
                 );
             }
