@@ -9,15 +9,26 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use seawall_tests::retention::history;
 
+/// So many, on all processors.
 fn histories(number: u64) {
+    if let Ok(seed) = std::env::var("SEED") {
+        return run(seed.parse().expect("SEED is a number"), 1);
+    }
+    let first = rand::random_range(0..1 << 40);
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get() as u64);
+    let each = number.div_ceil(threads);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || run(first + thread * each, each));
+        }
+    });
+}
+
+fn run(first: u64, number: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .unwrap();
-    let (first, number) = match std::env::var("SEED") {
-        Ok(seed) => (seed.parse().expect("SEED is a number"), 1),
-        Err(_) => (rand::random_range(0..1 << 40), number),
-    };
     for seed in first..first + number {
         let events = StdRng::seed_from_u64(seed).random_range(10..60);
         runtime.block_on(history::run(seed, events));

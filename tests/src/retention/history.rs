@@ -81,7 +81,7 @@ impl Drop for Told {
 fn some_rules(chance: &mut StdRng) -> RetentionConfig {
     let mut rules = RetentionConfig::default();
     if chance.random_bool(0.6) {
-        let hours = chance.random_range(1..=96);
+        let hours = chance.random_range(1..=48);
         rules.recovery_window = Some(HumanDuration::from_secs(hours * 3600));
     }
     if chance.random_bool(0.5) || rules.recovery_window.is_none() {
@@ -280,7 +280,7 @@ impl History {
             return;
         }
         let until = self.chance.random_bool(0.5).then(|| {
-            let hours = self.chance.random_range(1..200);
+            let hours = self.chance.random_range(1..72);
             now + SignedDuration::from_hours(hours)
         });
         let pin = Pin::new(backup.id.clone(), "audit", until, now);
@@ -359,8 +359,8 @@ impl History {
             self.log(format!("{} wakes up at last", actor.name));
             self.check().await;
         }
-        for _ in 0..13 {
-            self.world.clock.advance(WAIT + Duration::from_secs(3600));
+        for _ in 0..7 {
+            self.world.clock.advance(WAIT + WAIT / 4);
             if self.world.repositories.len() > 1 {
                 self.copy().finish();
                 self.log("copy".to_owned());
