@@ -23,7 +23,7 @@ use seawall::postgres::recovery::RecoveryAction;
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::keys::BackupId;
-use seawall::repository::leases::Work;
+use seawall::repository::leases::{Held, Work};
 use seawall::repository::{Repository, System};
 
 use target::{Layout, Target};
@@ -90,6 +90,9 @@ pub struct Restored {
     pub release: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// Says that the backup is in use. Recovery goes on needing WAL behind it after the restore:
+    /// whoever called decides how long.
+    pub lease: Option<Held>,
 }
 
 /// The system of `cluster` in `repository` that a restore means: the one that holds `backup`
@@ -146,9 +149,16 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             [plan.backup.id.clone()],
         )
         .await;
-    let restored = write(system, settings, plan, layout, clock).await;
-    lease.release().await;
-    restored
+    match write(system, settings, plan, layout, clock).await {
+        Ok(mut restored) => {
+            restored.lease = Some(lease);
+            Ok(restored)
+        }
+        Err(error) => {
+            lease.release().await;
+            Err(error)
+        }
+    }
 }
 
 /// Writes what was planned.
@@ -216,6 +226,7 @@ async fn write(
         release,
         warnings,
         plan,
+        lease: None,
     })
 }
 

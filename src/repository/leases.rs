@@ -95,6 +95,19 @@ impl Held {
     }
 }
 
+impl Held {
+    /// Leaves it to end by itself so much later, without being renewed: for what goes on after
+    /// this process.
+    pub async fn leave(self, time: Duration) {
+        self.renewing.abort();
+        let mut lease = self.current.lock().await;
+        let until = Timestamp::now() + time;
+        self.repository
+            .replace(&self.cluster, &mut lease, until)
+            .await;
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.renewing.abort();
@@ -136,7 +149,9 @@ impl Repository {
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(LEASE_TIME / 3).await;
-                    repository.renew(&cluster, &mut *current.lock().await).await;
+                    let until = Timestamp::now() + lease_time();
+                    let mut lease = current.lock().await;
+                    repository.replace(&cluster, &mut lease, until).await;
                 }
             })
         };
@@ -196,9 +211,9 @@ impl Repository {
         Ok(key)
     }
 
-    async fn renew(&self, cluster: &str, lease: &mut Lease) {
+    async fn replace(&self, cluster: &str, lease: &mut Lease, until: Timestamp) {
         let renewed = Lease {
-            until: Timestamp::now() + lease_time(),
+            until,
             ..lease.clone()
         };
         if let Err(error) = self.put_lease(cluster, &renewed).await {
@@ -260,10 +275,20 @@ mod tests {
         let mut renewed = lease.clone();
         renewed.until = Timestamp::now() - SignedDuration::from_hours(1);
         repository.put_lease("main", &renewed).await.unwrap();
-        repository.renew("main", &mut renewed).await;
+        let until = Timestamp::now() + lease_time();
+        repository.replace("main", &mut renewed, until).await;
         assert!(renewed.holds(Timestamp::now()));
 
         held.release().await;
         assert!(repository.leases("main").await.unwrap().is_empty());
+
+        let left = repository.lease("main", Work::Restore, None, [id]).await;
+        left.leave(Duration::from_secs(86_400)).await;
+        let [lease] = &repository.leases("main").await.unwrap()[..] else {
+            panic!("one lease")
+        };
+        assert!(lease.holds(Timestamp::now() + SignedDuration::from_hours(23)));
+        let later = Timestamp::now() + SignedDuration::from_hours(25);
+        assert_eq!(repository.sweep_leases("main", later).await.unwrap(), 1);
     }
 }

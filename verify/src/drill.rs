@@ -134,7 +134,11 @@ impl Drill<'_> {
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.data);
         course.evidence.add(words, step, exit);
-        let restored = restored?;
+        let mut restored = restored?;
+        // The drill has one of its own, to its end.
+        if let Some(lease) = restored.lease.take() {
+            lease.release().await;
+        }
         course.plan = restored.plan.clone();
         course.phases = restored.phases.iter().map(phase).collect();
         course.checks.push(digests(&restored));
