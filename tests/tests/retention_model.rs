@@ -5,9 +5,21 @@
 //!
 //! `SEED=n` replays one history.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use seawall_tests::retention::history;
+
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+struct Failed;
+
+impl Drop for Failed {
+    fn drop(&mut self) {
+        FAILED.store(true, Ordering::Relaxed);
+    }
+}
 
 /// So many, on all processors.
 fn histories(number: u64) {
@@ -30,8 +42,14 @@ fn run(first: u64, number: u64) {
         .build()
         .unwrap();
     for seed in first..first + number {
+        // One failure is enough; the other threads need not run to their end.
+        if FAILED.load(Ordering::Relaxed) {
+            return;
+        }
+        let failed = Failed;
         let events = StdRng::seed_from_u64(seed).random_range(10..60);
         runtime.block_on(history::run(seed, events));
+        std::mem::forget(failed);
     }
 }
 
