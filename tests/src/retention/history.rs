@@ -123,20 +123,22 @@ impl History {
                 self.log("upgrade".to_owned());
             }
             59..66 => self.pin().await,
-            66..72 => {
-                if let Some(mut actor) = self.paused.pop() {
+            66..70 => {
+                // Whoever has slept longest.
+                if !self.paused.is_empty() {
+                    let mut actor = self.paused.remove(0);
                     actor.finish();
                     self.log(format!("{} wakes up", actor.name));
                 }
             }
-            72..80 if self.world.repositories.len() > 1 => {
+            70..80 if self.world.repositories.len() > 1 => {
                 let copy = self.copy();
-                self.act(copy);
+                self.act(copy, 120);
             }
             _ => {
                 let at = self.chance.random_range(0..self.world.repositories.len());
                 let expire = self.expire(at);
-                self.act(expire);
+                self.act(expire, 80);
             }
         }
     }
@@ -153,14 +155,15 @@ impl History {
     }
 
     /// Somebody works: to the end, to a crash, or until the machine pauses.
-    fn act(&mut self, mut actor: Actor) {
+    /// `calls` is about how many calls to the store it makes.
+    fn act(&mut self, mut actor: Actor, calls: u64) {
         let fate = self.chance.random_range(0..10);
         let name = actor.name.clone();
         if fate < 5 {
             actor.finish();
             return self.log(format!("{name} ends"));
         }
-        let steps = self.chance.random_range(0..60);
+        let steps = self.chance.random_range(0..calls);
         if actor.step(steps) {
             return self.log(format!("{name} ends"));
         }
@@ -218,8 +221,7 @@ impl History {
             }
         };
         let actor = Actor::new(format!("backup {id}"), gate, work);
-        // A commit takes about 15 calls: stop it where it matters.
-        self.act(actor);
+        self.act(actor, 14);
     }
 
     async fn promote(&mut self) {
