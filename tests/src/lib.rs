@@ -37,6 +37,7 @@ pub mod prefetch;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod retention;
 pub mod rust_source;
 pub mod scratch;
 pub mod seed;

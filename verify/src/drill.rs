@@ -11,6 +11,7 @@ use seawall::error::{Error, Result};
 use seawall::postgres::SegmentName;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
@@ -106,7 +107,13 @@ impl Drill<'_> {
         };
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
+        let backup = course.plan.backup.id.clone();
+        let lease = self
+            .repository
+            .lease(self.cluster_name, Work::Drill, Some(system.id()), [backup])
+            .await;
         let broken = self.recover(&mut course, &system, scratch, keep).await;
+        lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         Ok(self.conclude(course, started, scratch, broken))
     }
@@ -124,7 +131,11 @@ impl Drill<'_> {
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.data);
         course.evidence.add(words, step, exit);
-        let restored = restored?;
+        let mut restored = restored?;
+        // The drill has one of its own, to its end.
+        if let Some(lease) = restored.lease.take() {
+            lease.release().await;
+        }
         course.plan = restored.plan.clone();
         course.phases = restored.phases.iter().map(phase).collect();
         course.checks.push(digests(&restored));
