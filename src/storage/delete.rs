@@ -5,7 +5,7 @@ use object_store::path::Path;
 
 use super::Store;
 use super::error::{Failure, StorageError};
-use super::judge::certainly_absent;
+use super::judge::{certainly_absent, unclear_not_found};
 
 /// S3 takes a thousand keys in one request.
 pub const DELETED_AT_ONCE: usize = 1000;
@@ -29,26 +29,26 @@ impl Store {
                 1 => first.clone(),
                 more => format!("{first} and {} more objects", more - 1),
             };
-            let done = inner.run(ACTION, &named, 0, |_| async move {
-                let all = locations.clone().into_iter().map(Ok);
-                let all = futures::stream::iter(all).boxed();
-                let mut answers = inner.backend.delete_stream(all);
-                while let Some(answer) = answers.next().await {
-                    match answer {
-                        Err(error) if !certainly_absent(&error) => {
-                            return Err(Failure::from(error));
+            let unclear = inner
+                .run(ACTION, &named, 0, |_| async move {
+                    let all = locations.clone().into_iter().map(Ok);
+                    let all = futures::stream::iter(all).boxed();
+                    let mut answers = inner.backend.delete_stream(all);
+                    let mut unclear = false;
+                    while let Some(answer) = answers.next().await {
+                        match answer {
+                            Err(error) if certainly_absent(&error) => {}
+                            Err(error) if unclear_not_found(&error) => unclear = true,
+                            Err(error) => return Err(Failure::from(error)),
+                            Ok(_) => {}
                         }
-                        _ => {}
                     }
-                }
-                Ok(())
-            });
-            if let Err(error) = done.await {
-                if error.is_retryable() || batch.len() == 1 {
-                    return Err(error);
-                }
-                // One that cannot be told (a proxy's bare 404, say) must not keep the others:
-                // a single delete asks the store what it means.
+                    Ok(unclear)
+                })
+                .await?;
+            if unclear {
+                // "Not found" without a word of what (Azure's batches): asked one by one, the
+                // store says whether it is the object that is gone.
                 for key in batch {
                     self.delete(key).await?;
                 }
