@@ -19,6 +19,7 @@ pub mod postgres;
 pub mod privileges;
 pub mod progress;
 pub mod repository;
+pub mod retention;
 pub mod schedule;
 pub mod storage;
 pub mod wal;

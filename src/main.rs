@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use seawall::cli::{
-    self, Seawall, Verb, backup, check, copy, daemon, heartbeat, init, list, restore_point,
-    schedule, siblings, wal,
+    self, Seawall, Verb, backup, check, copy, daemon, expire, heartbeat, init, list, pin,
+    restore_point, schedule, siblings, wal,
 };
 use seawall::error::{Error, Exit, Result};
 
@@ -39,6 +39,12 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Backup(args) => (args.common.log_level, Box::new(move || backup::run(&args))),
         Verb::Copy(args) => (args.common.log_level, Box::new(move || copy::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
+        Verb::Expire(args) => (args.common.log_level, Box::new(move || expire::run(&args))),
+        Verb::Pin(args) => (args.common.log_level, Box::new(move || pin::run(&args))),
+        Verb::Unpin(args) => (
+            args.common.log_level,
+            Box::new(move || pin::run_unpin(&args)),
+        ),
         Verb::RestorePoint(args) => (
             args.common.log_level,
             Box::new(move || restore_point::run(&args)),

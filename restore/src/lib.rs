@@ -22,6 +22,7 @@ use seawall::postgres::layout;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::leases::{Held, Work};
 use seawall::repository::{Repository, System};
 
 use target::{Layout, Target};
@@ -88,6 +89,9 @@ pub struct Restored {
     pub release: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// Says that the backup is in use. Recovery goes on needing WAL behind it after the restore:
+    /// whoever called decides how long.
+    pub lease: Option<Held>,
 }
 
 /// The system of `cluster` in `repository` that a restore means. After pg_upgrade there are
@@ -153,11 +157,42 @@ async fn holds(system: &System, request: &Request) -> Result<bool> {
 /// # Errors
 /// Exit code 4 where a directory is in use or could be overwritten, 5 where nothing reaches
 /// the target; in both cases nothing was touched.
+///
+/// A lease names the backup from the moment that it is chosen: it does not go while it is read.
 pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
-    let mut clock = Clock::start();
+    let clock = Clock::start();
     let catalogue = Catalogue::load(system).await?;
     let plan = catalogue.plan(&settings.request).await?;
     let layout = Layout::of(&plan.backup, settings)?;
+    let lease = system
+        .repository()
+        .lease(
+            system.cluster(),
+            Work::Restore,
+            Some(system.id()),
+            [plan.backup.id.clone()],
+        )
+        .await;
+    match write(system, settings, plan, layout, clock).await {
+        Ok(mut restored) => {
+            restored.lease = Some(lease);
+            Ok(restored)
+        }
+        Err(error) => {
+            lease.release().await;
+            Err(error)
+        }
+    }
+}
+
+/// Writes what was planned.
+async fn write(
+    system: &System,
+    settings: &Settings,
+    plan: Plan,
+    layout: Layout,
+    mut clock: Clock,
+) -> Result<Restored> {
     clock.end("plan", None);
 
     let target = Target::prepare(layout, system, &plan.backup, settings)?;
@@ -215,6 +250,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
         release,
         warnings,
         plan,
+        lease: None,
     })
 }
 

@@ -29,14 +29,16 @@ use crate::postgres::manifest::WalRange;
 use crate::postgres::sql::{BackupStop, Client};
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
+use crate::repository::leases::Work;
 use crate::repository::marker::{Marker, StoredObject, Tablespace};
-use crate::repository::{FORMAT, Repository};
+use crate::repository::{FORMAT, Repository, System};
 use crate::wal::wait;
 
 use file::Pages;
 use manifest::StreamedManifest;
 use packer::{DonePack, Packer};
 use scan::Tree;
+use server::Source;
 
 /// What a backup needs to know.
 #[derive(Debug, Clone)]
@@ -107,6 +109,29 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
     }
 
     let id = BackupId::new(BackupKind::Full, Timestamp::now());
+    // Until it is committed, nothing but this says that the directory and its WAL are in use.
+    let lease = repository
+        .lease(
+            &settings.cluster,
+            Work::Backup,
+            Some(system.id()),
+            [id.clone()],
+        )
+        .await;
+    let done = take(settings, client, &system, &source, id).await;
+    lease.release().await;
+    done
+}
+
+/// Takes the backup under its name, from the start to the marker.
+async fn take(
+    settings: &Settings,
+    client: &Client,
+    system: &System,
+    source: &Source,
+    id: BackupId,
+) -> Result<Marker> {
+    let repository = system.repository();
     tracing::info!("backup {id} begins: waiting for a checkpoint");
     let start_time = client.clock().await?;
     let start = client.backup_start(&settings.label, settings.fast).await?;
@@ -203,7 +228,7 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
     let wal = [first, last].map(|n| SegmentName::new(backup_label.timeline, n, size));
     tracing::info!("data is stored; waiting for WAL up to {}", wal[1]);
     wait::until_archived(
-        &system,
+        system,
         backup_label.timeline,
         size,
         (first, last),
@@ -235,9 +260,9 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
         data_directory_mode: directory_mode(&settings.data_directory)?,
         tablespaces,
         configuration_files,
-        collations: source.collations,
-        superuser: source.superuser,
-        logical_slots: source.logical_slots,
+        collations: source.collations.clone(),
+        superuser: source.superuser.clone(),
+        logical_slots: source.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,
         stored_bytes: sums.objects.iter().map(|object| object.size).sum(),

@@ -17,6 +17,7 @@ use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::line::Archived;
+use crate::repository::pins::StoredPin;
 use crate::repository::points::{self, PointScan, RestorePoint};
 use crate::repository::windows::Window;
 use crate::repository::{Repository, System};
@@ -122,6 +123,17 @@ struct ListedBackup {
     window: Option<Window>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_drill: Option<LastDrill>,
+    /// Why it stays whatever the rules of retention say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pins: Vec<ListedPin>,
+}
+
+/// A pin, or why it cannot be read.
+#[derive(Debug, Clone, Serialize)]
+struct ListedPin {
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
 }
 
 /// When a backup was last proven.
@@ -209,6 +221,7 @@ async fn list_system(
     let catalogue = Catalogue::load(system).await?;
     let archived = catalogue.everything_archived().await?;
     let windows = catalogue.windows(&archived).await;
+    let pins = system.pins().await?;
     let backups = catalogue.backups.iter().zip(windows);
     let backups = backups
         .map(|(backup, window)| ListedBackup {
@@ -227,6 +240,7 @@ async fn list_system(
             reach: catalogue.reach(backup, &archived),
             window,
             last_drill: drills.get(&backup.id).cloned(),
+            pins: list_pins(&backup.id, &pins),
         })
         .collect();
     let finished = catalogue.backups.iter().map(|backup| &backup.id);
@@ -260,6 +274,23 @@ async fn list_system(
         scan,
         lag: None,
     })
+}
+
+/// The pins of a backup that hold.
+fn list_pins(id: &BackupId, pins: &[StoredPin]) -> Vec<ListedPin> {
+    let now = Timestamp::now();
+    let of_it = pins.iter().filter(|pin| pin.backup == *id);
+    let holding = of_it.filter_map(|stored| match &stored.pin {
+        Ok(pin) => pin.holds(now).then(|| ListedPin {
+            reason: pin.reason.clone(),
+            until: pin.until,
+        }),
+        Err(error) => Some(ListedPin {
+            reason: format!("UNREADABLE: {}", error.what()),
+            until: None,
+        }),
+    });
+    holding.collect()
 }
 
 fn list_timelines(catalogue: &Catalogue, archived: &Archived) -> Vec<ListedTimeline> {

@@ -7,11 +7,13 @@ pub mod check;
 pub mod copy;
 pub mod daemon;
 pub mod drill;
+pub mod expire;
 pub mod fetch;
 pub mod heartbeat;
 pub mod init;
 pub mod list;
 mod output;
+pub mod pin;
 pub mod restore;
 pub mod restore_point;
 pub mod schedule;
@@ -60,6 +62,12 @@ pub enum Verb {
     List(list::ListArgs),
     /// Bring repositories that are copies what their sources hold, once or continuously
     Copy(copy::CopyArgs),
+    /// Delete backups and WAL that no rule keeps; or say what would go, and why the rest stays
+    Expire(expire::ExpireArgs),
+    /// Keep a backup whatever the rules say
+    Pin(pin::PinArgs),
+    /// Leave a backup to the rules again
+    Unpin(pin::UnpinArgs),
     /// Make a named restore point and record it
     RestorePoint(restore_point::RestorePointArgs),
     /// Write a data directory that is ready to start (runs seawall-restore)

@@ -391,6 +391,11 @@ impl Config {
                     repository.name
                 ));
             }
+            repository
+                .retention
+                .validate()
+                .map_err(|why| format!("repository {:?}: {why}", repository.name))
+                .or_else(wrong)?;
             for other in &self.repository[..at] {
                 if other.name == repository.name {
                     return wrong(format!("two repositories are called {:?}", other.name));

@@ -43,6 +43,7 @@ impl Copier {
                     let key = of.source.keys().marker(&backup.id);
                     let place = of.source.repository().place();
                     lock(&self.report).refuse(&key, &place, &error.one_line());
+                    lock(&self.refused).insert(backup.id.clone());
                 }
             }
         }
@@ -65,6 +66,7 @@ impl Copier {
             source.repository().place(),
             aim.repository().place()
         );
+        lock(&self.verified).retain(|object| object.contains(backup.id.as_str()));
         self.objects(sources, aim, &marker).await?;
         aim.commit_as(&marker, bytes).await?;
         tracing::info!("backup {} is in {}", marker.id, aim.repository().place());
@@ -100,6 +102,7 @@ impl Copier {
             match brought? {
                 Ok(arrived) => {
                     report.accept(&key);
+                    lock(&self.verified).insert(key);
                     match arrived {
                         Arrived::Found => report.found_objects += 1,
                         Arrived::ServerSide | Arrived::Streamed => {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::difference::{lacked_in_log, logs_from};
 use super::shape::{left_at, shape};
-use super::wanted::{Finished, wanted};
+use super::wanted::Finished;
 use crate::config::{Config, RepositoryConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SystemId, TimelineId, WalFileName};
@@ -70,7 +70,7 @@ pub async fn lag_of(
 
 /// How far `aim` is behind `source`, the same system in two repositories. Segments that the
 /// source holds behind one that is still on its way there are not counted, since they are of no
-/// use without it.
+/// use without it, and neither is what retention removed from the copy.
 ///
 /// Two listings for each 4 GiB of WAL; memory is that of one of them.
 ///
@@ -81,7 +81,7 @@ pub async fn lag(source: &System, aim: &System) -> Result<Lag> {
     let (mut here, mut there) = (Finished::default(), Finished::default());
     here.refresh(source, |_, _| {}).await?;
     there.refresh(aim, |_, _| {}).await?;
-    let wanted = wanted(here.backups().cloned());
+    let wanted = here.wanted_by(aim, size).await?;
     let from = wanted.wal_from.segment(size);
     let missing = wanted.backups.into_iter().map(|backup| backup.id);
     let mut lag = Lag {
@@ -113,9 +113,10 @@ pub async fn lag(source: &System, aim: &System) -> Result<Lag> {
         let Some(shape) = shape(&wal, left_at(timeline, files.read.values(), size)) else {
             continue;
         };
+        let expired = aim.expired(timeline, size).await?;
         for first in logs_from(source, timeline, from, size).await? {
             for one in lacked_in_log(source, aim, first, size).await? {
-                if !shape.takes(one.object.name, one.number) {
+                if !shape.takes(one.object.name, one.number) || expired.contains(one.number) {
                     continue;
                 }
                 lag.segments += u64::from(matches!(one.object.name, WalFileName::Segment(_)));

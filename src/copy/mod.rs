@@ -14,13 +14,14 @@ mod shape;
 mod wal;
 pub mod wanted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, RepositoryConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SegmentSize, SystemId};
+use crate::repository::keys::BackupId;
 use crate::repository::leases::Held;
 use crate::repository::{Repository, System, SystemRecord};
 use crate::storage::CopyLimits;
@@ -29,7 +30,7 @@ pub use lag::{Lag, lag, lag_of};
 pub use report::Copied;
 
 use wal::{Done, WalCopy};
-use wanted::{Finished, wanted};
+use wanted::Finished;
 
 /// What is listed anew from the beginning, though it was whole before: files that came late,
 /// conflicts, what somebody deleted.
@@ -76,6 +77,11 @@ pub struct Copier {
     report: Mutex<Copied>,
     /// Sources that the store cannot copy from by itself.
     not_server_side: Mutex<Vec<String>>,
+    /// Backups that cannot be copied; they are tried again when everything is listed again.
+    refused: Mutex<BTreeSet<BackupId>>,
+    /// Objects of the backup under way that were verified: a store that fails in the middle
+    /// must not make all of them be read again.
+    verified: Mutex<BTreeSet<String>>,
     held: tokio::sync::Mutex<Vec<Held>>,
     systems: tokio::sync::Mutex<BTreeMap<SystemId, SystemCopy>>,
 }
@@ -147,6 +153,8 @@ impl Copier {
             aim,
             report: Mutex::default(),
             not_server_side: Mutex::default(),
+            refused: Mutex::default(),
+            verified: Mutex::default(),
             held: tokio::sync::Mutex::default(),
             systems: tokio::sync::Mutex::default(),
         }
@@ -276,6 +284,9 @@ impl Copier {
 
     async fn copy_system(&self, of: &mut SystemCopy) -> Result<()> {
         let again = of.listed.is_none_or(|at| at.elapsed() >= EVERYTHING_AGAIN);
+        if again {
+            lock(&self.refused).clear();
+        }
         let (wanted, missing, held) = {
             let (here, there) = &mut *of.finished.lock().await;
             let unusable = |place: String| {
@@ -284,11 +295,13 @@ impl Copier {
             here.refresh(&of.source, unusable(self.source.place()))
                 .await?;
             there.refresh(&of.aim, unusable(self.aim.place())).await?;
-            let wanted = wanted(here.backups().cloned());
+            let wanted = here.wanted_by(&of.aim, of.size).await?;
             let missing = wanted
                 .backups
                 .iter()
                 .filter(|backup| !there.has(&backup.id));
+            let refused = lock(&self.refused);
+            let missing = missing.filter(|backup| !refused.contains(&backup.id));
             let missing: Vec<_> = missing.cloned().collect();
             let held = wanted.backups.iter().filter(|backup| there.has(&backup.id));
             let held = held.map(|backup| backup.start_lsn).min();
@@ -317,19 +330,19 @@ impl Copier {
         }
         let of = &*of;
         // Backups take hours, and new WAL must not wait for them.
-        let tail = async {
-            loop {
-                tokio::time::sleep(self.settings.interval).await;
-                if let Err(error) = self.upwards(of, from).await {
-                    return Err::<(), _>(error);
-                }
-            }
-        };
         tokio::select! {
             copied = self.backups(of, &missing) => copied?,
-            failed = tail => failed?,
+            failed = self.tail(of, from) => failed?,
         }
         self.upwards(of, from).await
+    }
+
+    /// Brings new WAL until it is given up.
+    async fn tail(&self, of: &SystemCopy, from: u64) -> Result<()> {
+        loop {
+            tokio::time::sleep(self.settings.interval).await;
+            self.upwards(of, from).await?;
+        }
     }
 
     /// Until nothing is left, or something changes all the time.

@@ -3,7 +3,7 @@
 
 use futures::StreamExt;
 
-use super::Copier;
+use super::{Copier, lock};
 use crate::digest::StoredHasher;
 use crate::error::{Error, Result};
 use crate::repository::System;
@@ -42,7 +42,9 @@ impl Copier {
         let key = &format!("{directory}/{}", object.key);
         // What an interrupted copy left may not have been verified yet: it is read, and not
         // copied again.
-        if there == Some(object.size) && self.is_whole(aim, key, object).await? {
+        if there == Some(object.size)
+            && (lock(&self.verified).contains(key) || self.is_whole(aim, key, object).await?)
+        {
             return Ok(Ok(Arrived::Found));
         }
         let mut why = String::new();

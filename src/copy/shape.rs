@@ -2,6 +2,7 @@
 
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentSize, TimelineId, WalFileName};
+use crate::repository::expired::Ranges;
 use crate::repository::timeline_wal::TimelineWal;
 
 /// What the source holds of one timeline, as a copy sees it.
@@ -12,8 +13,19 @@ pub(super) struct Shape {
     /// Whether the source holds more behind a segment that is on its way: then `last` is the
     /// one before that.
     pub(super) more_is_coming: bool,
-    /// First and last of the segments that are missing at the source for good.
-    pub(super) gaps: Vec<(u64, u64)>,
+    /// What is missing at the source for good, ascending.
+    pub(super) holes: Vec<Hole>,
+}
+
+/// Segments that the source does not hold, and will not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hole {
+    /// The first of them.
+    pub(super) first: u64,
+    /// The last of them.
+    pub(super) last: u64,
+    /// Retention removed them; otherwise they are lost.
+    pub(super) expired: bool,
 }
 
 impl Shape {
@@ -32,21 +44,41 @@ impl Shape {
 ///
 /// Nothing is copied from behind a segment that is missing because its archiver works ahead: it
 /// comes once that one is there. A hole that working ahead cannot explain, or before which
-/// another timeline begins, is a gap, and the copy goes on behind it.
+/// another timeline begins, is a gap, and the copy goes on behind it. So it does behind what
+/// retention removed.
 pub(super) fn shape(wal: &TimelineWal, left_at: Option<u64>) -> Option<Shape> {
     let mut shape = Shape {
         last: wal.runs.first()?.last,
         more_is_coming: false,
-        gaps: Vec::new(),
+        holes: Vec::new(),
     };
     for pair in wal.runs.windows(2) {
-        let hole = (pair[0].last + 1, pair[1].first - 1);
-        let passed = left_at.is_some_and(|left_at| left_at > hole.0);
-        if wal.ends_ahead_of(hole.0) && !passed {
+        let (first, last) = (pair[0].last + 1, pair[1].first - 1);
+        let lost = wal.expired.outside(first, last);
+        let passed = |number| left_at.is_some_and(|left_at| left_at > number);
+        if lost
+            .iter()
+            .any(|(first, _)| wal.ends_ahead_of(*first) && !passed(*first))
+        {
             shape.more_is_coming = true;
             break;
         }
-        shape.gaps.push(hole);
+        let expired = lost
+            .iter()
+            .copied()
+            .collect::<Ranges>()
+            .outside(first, last);
+        let hole = |expired| {
+            move |(first, last)| Hole {
+                first,
+                last,
+                expired,
+            }
+        };
+        let lost = lost.into_iter().map(hole(false));
+        let mut holes: Vec<Hole> = lost.chain(expired.into_iter().map(hole(true))).collect();
+        holes.sort_by_key(|hole| hole.first);
+        shape.holes.extend(holes);
         shape.last = pair[1].last;
     }
     Some(shape)
@@ -86,27 +118,52 @@ mod tests {
         }
     }
 
+    fn gaps(shape: &Shape) -> Vec<(u64, u64)> {
+        let lost = shape.holes.iter().filter(|hole| !hole.expired);
+        lost.map(|hole| (hole.first, hole.last)).collect()
+    }
+
+    #[test]
+    fn what_retention_removed_is_no_gap_and_nothing_waits_for_it() {
+        let mut wal = wal(&[(3, 5), (9, 12), (40, 41)], SEGMENTS_AHEAD);
+        wal.expired = [(6, 8), (13, 30)].into_iter().collect();
+        let shape = shape(&wal, None).unwrap();
+        // Segments 31 to 39 were not removed, and what follows may be ahead of them.
+        assert_eq!((shape.last, shape.more_is_coming), (12, true));
+        let hole = |first, last, expired| Hole {
+            first,
+            last,
+            expired,
+        };
+        assert_eq!(shape.holes, [hole(6, 8, true)]);
+        let left = super::shape(&wal, Some(50)).unwrap();
+        assert_eq!(
+            left.holes,
+            [hole(6, 8, true), hole(13, 30, true), hole(31, 39, false)]
+        );
+    }
+
     #[test]
     fn what_is_stored_ahead_of_a_missing_segment_waits_for_it() {
         let ahead = |runs: &[(u64, u64)]| shape(&wal(runs, SEGMENTS_AHEAD), None).unwrap();
         let waits = ahead(&[(3, 5), (7, 22)]);
         assert_eq!((waits.last, waits.more_is_coming), (5, true));
-        assert!(waits.gaps.is_empty());
+        assert!(waits.holes.is_empty());
         let gap = ahead(&[(3, 5), (7, 23)]);
         assert_eq!((gap.last, gap.more_is_coming), (23, false));
-        assert_eq!(gap.gaps, [(6, 6)]);
+        assert_eq!(gaps(&gap), [(6, 6)]);
         // A gap, and another segment on its way behind it.
         let both = ahead(&[(3, 5), (7, 40), (42, 44)]);
         assert_eq!((both.last, both.more_is_coming), (40, true));
-        assert_eq!(both.gaps, [(6, 6)]);
+        assert_eq!(gaps(&both), [(6, 6)]);
     }
 
     #[test]
     fn nothing_is_waited_for_where_it_was_acknowledged_or_another_timeline_goes_on() {
         let all = shape(&wal(&[(3, 5), (7, 8)], 0), None).unwrap();
-        assert_eq!((all.last, all.gaps), (8, vec![(6, 6)]));
+        assert_eq!((all.last, gaps(&all)), (8, vec![(6, 6)]));
         let left = |at| shape(&wal(&[(3, 5), (7, 8)], SEGMENTS_AHEAD), Some(at)).unwrap();
-        assert_eq!(left(8).gaps, [(6, 6)]);
+        assert_eq!(gaps(&left(8)), [(6, 6)]);
         assert!(left(6).more_is_coming);
         assert_eq!(shape(&wal(&[], SEGMENTS_AHEAD), Some(4)), None);
     }

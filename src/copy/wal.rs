@@ -10,6 +10,8 @@
 //!   too. Before anything behind it comes, `acknowledged-without-it.json` says that a missing
 //!   segment is missing; from then on segments come one at a time, for then no order but the
 //!   right one would do.
+//! - What retention removed at the source is put on record at the copy, too, where it lacks it;
+//!   what retention removed at the copy does not come again.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,7 +21,7 @@ use futures::StreamExt;
 use super::difference::{Lacked, lacked_in_log, logs_from};
 use super::lock;
 use super::report::Copied;
-use super::shape::{Shape, left_at, shape};
+use super::shape::{Hole, Shape, left_at, shape};
 use crate::config::SEGMENTS_AHEAD;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
@@ -143,8 +145,8 @@ impl WalCopy {
             };
             let theirs = self.aim.timeline_wal(timeline, self.size, to).await?;
             let below = theirs.runs.first().map_or(u64::MAX, |run| run.first);
-            let gaps = shape.gaps.iter().rev().filter(|gap| gap.0 < below);
-            let mut gaps = gaps.peekable();
+            let holes = shape.holes.iter().rev().filter(|hole| hole.first < below);
+            let mut holes = holes.peekable();
             let logs = logs_from(&self.source, timeline, to, self.size).await?;
             for first in logs.into_iter().rev() {
                 if first.number(self.size)? > below {
@@ -152,17 +154,19 @@ impl WalCopy {
                 }
                 let lacked = lacked_in_log(&self.source, &self.aim, first, self.size).await?;
                 for one in lacked.into_iter().rev() {
-                    if one.number > below || !shape.takes(one.object.name, one.number) {
+                    if one.number > below
+                        || !shape.takes(one.object.name, one.number)
+                        || theirs.expired.contains(one.number)
+                    {
                         continue;
                     }
                     if left == 0 {
                         return Ok(Done::NotYet);
                     }
-                    while let Some(gap) = gaps.next_if(|gap| gap.0 > one.number) {
-                        if self.is_filled(timeline, *gap).await? {
+                    while let Some(hole) = holes.next_if(|hole| hole.first > one.number) {
+                        if self.pass(timeline, *hole).await? == Done::NotYet {
                             return Ok(Done::NotYet);
                         }
-                        self.note_gap().await?;
                     }
                     left -= 1;
                     self.one_lacked(&one, report).await?;
@@ -182,23 +186,24 @@ impl WalCopy {
         let Some(shape) = self.shape(timeline, from).await? else {
             return Ok((Done::All, None));
         };
-        let mut gaps = shape.gaps.iter().peekable();
+        let expired = self.aim.expired(timeline, self.size).await?;
+        let mut holes = shape.holes.iter().peekable();
         for first in logs_from(&self.source, timeline, from, self.size).await? {
             let mut lacked = lacked_in_log(&self.source, &self.aim, first, self.size).await?;
-            lacked.retain(|one| shape.takes(one.object.name, one.number));
+            lacked.retain(|one| {
+                shape.takes(one.object.name, one.number) && !expired.contains(one.number)
+            });
             let mut rest = &lacked[..];
             while let Some(next) = rest.first() {
-                while let Some(gap) = gaps.next_if(|gap| gap.0 < next.number) {
-                    // Its log may have been listed before it came, and the ones behind after.
-                    if self.is_filled(timeline, *gap).await? {
+                while let Some(hole) = holes.next_if(|hole| hole.first < next.number) {
+                    if self.pass(timeline, *hole).await? == Done::NotYet {
                         return Ok((Done::NotYet, None));
                     }
-                    self.note_gap().await?;
                 }
                 let window = match self.strict {
                     true => 1,
                     false => {
-                        let border = gaps.peek().map_or(u64::MAX, |gap| gap.0);
+                        let border = holes.peek().map_or(u64::MAX, |hole| hole.first);
                         let end = border.min(next.number.saturating_add(SEGMENTS_AHEAD + 1));
                         rest.iter().take_while(|one| one.number < end).count()
                     }
@@ -314,11 +319,24 @@ impl WalCopy {
         lock(report).refuse(&key, &self.source.repository().place(), &why);
     }
 
-    /// Whether any segment of a gap is at the source after all.
-    async fn is_filled(&self, timeline: TimelineId, (first, last): (u64, u64)) -> Result<bool> {
+    /// Puts on record at the copy what a hole is, before anything comes from beyond it.
+    async fn pass(&mut self, timeline: TimelineId, hole: Hole) -> Result<Done> {
         let name = |number| SegmentName::new(timeline, number, self.size);
-        let found = self.source.segment_from(name(first)).await?;
-        Ok(found.is_some_and(|found| found <= name(last)))
+        if hole.expired {
+            let aim = &self.aim;
+            let wal = aim.timeline_wal(timeline, self.size, hole.first).await?;
+            for range in wal.missing(hole.first, hole.last) {
+                aim.note_expired(timeline, self.size, range).await?;
+            }
+            return Ok(Done::All);
+        }
+        // Its log may have been listed before it came, and the ones behind after.
+        let found = self.source.segment_from(name(hole.first)).await?;
+        if found.is_some_and(|found| found <= name(hole.last)) {
+            return Ok(Done::NotYet);
+        }
+        self.note_gap().await?;
+        Ok(Done::All)
     }
 
     /// From now on each segment that the copy lacks is a gap there.

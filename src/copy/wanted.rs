@@ -1,10 +1,12 @@
 //! What a destination wants of its source: the one place that decides it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::error::Result;
-use crate::postgres::{Lsn, TimelineId};
+use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::System;
+use crate::repository::expired::Ranges;
 use crate::repository::keys::BackupId;
 use crate::repository::marker::Marker;
 
@@ -29,10 +31,21 @@ pub struct Wanted {
     pub wal_from: Lsn,
 }
 
-/// What is wanted of a source that holds these `finished` backups: all of them, and all WAL
-/// from the start of the oldest on.
-pub fn wanted(finished: impl IntoIterator<Item = Backup>) -> Wanted {
-    let mut backups: Vec<Backup> = finished.into_iter().collect();
+/// What a destination wants of a source that holds these `finished` backups, given the WAL of
+/// each timeline that retention removed at the destination: all backups but those whose WAL it
+/// let go, and all WAL from the start of the oldest of them on.
+pub fn wanted(
+    finished: impl IntoIterator<Item = Backup>,
+    expired: &BTreeMap<TimelineId, Ranges>,
+    size: SegmentSize,
+) -> Wanted {
+    let let_go = |backup: &Backup| {
+        let start = backup.start_lsn.segment(size);
+        let expired = expired.get(&backup.timeline);
+        expired.is_some_and(|expired| expired.contains(start))
+    };
+    let finished = finished.into_iter();
+    let mut backups: Vec<Backup> = finished.filter(|backup| !let_go(backup)).collect();
     backups.sort_by(|a, b| (a.timeline, a.start_lsn, &a.id).cmp(&(b.timeline, b.start_lsn, &b.id)));
     let wal_from = backups.iter().map(|backup| backup.start_lsn).min();
     Wanted {
@@ -74,8 +87,22 @@ impl Finished {
         Ok(())
     }
 
+    /// What `aim` wants of these, which the source holds.
+    ///
+    /// # Errors
+    /// The destination did not answer.
+    pub async fn wanted_by(&self, aim: &System, size: SegmentSize) -> Result<Wanted> {
+        let mut expired = BTreeMap::new();
+        for backup in self.backups() {
+            if let Entry::Vacant(unknown) = expired.entry(backup.timeline) {
+                unknown.insert(aim.expired(backup.timeline, size).await?);
+            }
+        }
+        Ok(wanted(self.backups().cloned(), &expired, size))
+    }
+
     /// Those whose markers can be used.
-    pub fn backups(&self) -> impl Iterator<Item = &Backup> {
+    fn backups(&self) -> impl Iterator<Item = &Backup> {
         self.0.values().flatten()
     }
 
@@ -92,5 +119,32 @@ impl Backup {
             timeline: marker.timeline,
             start_lsn: marker.start_lsn,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::keys::BackupKind;
+
+    #[test]
+    fn a_backup_whose_wal_the_destination_let_go_does_not_come_again() {
+        let size = SegmentSize::DEFAULT;
+        let backup = |segment: u64| Backup {
+            id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
+            timeline: TimelineId::FIRST,
+            start_lsn: size.start_of(segment),
+        };
+        let all = [backup(30), backup(4), backup(9)];
+        let expired = [(1, 8)].into_iter().collect();
+        let expired = BTreeMap::from([(TimelineId::FIRST, expired)]);
+        let starts = |expired: &BTreeMap<TimelineId, Ranges>| {
+            let wanted = wanted(all.clone(), expired, size);
+            let starts = wanted.backups.iter().map(|b| b.start_lsn.segment(size));
+            (starts.collect::<Vec<_>>(), wanted.wal_from.segment(size))
+        };
+        assert_eq!(starts(&BTreeMap::new()), (vec![4, 9, 30], 4));
+        assert_eq!(starts(&expired), (vec![9, 30], 9));
+        assert_eq!(wanted([], &expired, size).wal_from, Lsn(0));
     }
 }

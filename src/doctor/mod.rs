@@ -151,19 +151,21 @@ pub async fn examine(
     if let Some(control) = &control {
         backlog::examine(config, cluster, control, server.as_ref(), &mut findings).await;
     }
-    // After the segment was tried, so that all that is older should be everywhere.
-    let mut surveys = Vec::new();
-    for repository in &repositories {
-        let survey =
-            repository::examine(repository, cluster_name, control.as_ref(), &mut findings).await;
-        if let (Some(survey), Some(control)) = (survey, &control) {
-            surveys.push((repository.system(cluster_name, control.system_id), survey));
-        }
-    }
     let is_copy = |name: &str| {
         let mut all = config.repository.iter();
         all.any(|repository| repository.name == name && repository.copy_from.is_some())
     };
+    // After the segment was tried, so that all that is older should be everywhere.
+    let mut surveys = Vec::new();
+    for repository in &repositories {
+        let is_copy = is_copy(repository.name());
+        let control = control.as_ref();
+        let survey =
+            repository::examine(repository, cluster_name, control, is_copy, &mut findings).await;
+        if let (Some(survey), Some(control)) = (survey, control) {
+            surveys.push((repository.system(cluster_name, control.system_id), survey));
+        }
+    }
     repository::compare(&surveys, is_copy, tried, &mut findings);
     if let Err(error) = repository::compare_contents(&surveys, &mut findings).await {
         findings.failed("repositories", &error);

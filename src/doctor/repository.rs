@@ -24,6 +24,7 @@ pub(super) async fn examine(
     repository: &Repository,
     cluster: &str,
     control: Option<&ControlFile>,
+    is_copy: bool,
     findings: &mut Findings,
 ) -> Option<Survey> {
     let subject = subject(repository);
@@ -49,7 +50,7 @@ pub(super) async fn examine(
         let system = repository.system(cluster, control.system_id);
         let record = system.known_record().await?;
         let found = survey.insert(system.survey(record.segment_size).await?);
-        contents(&system, found, &subject, findings).await?;
+        contents(&system, found, &subject, is_copy, findings).await?;
         drills(repository, &system, &subject, findings).await
     };
     let looked: Result<()> = looked.await;
@@ -68,6 +69,7 @@ async fn contents(
     system: &System,
     survey: &Survey,
     subject: &str,
+    is_copy: bool,
     findings: &mut Findings,
 ) -> Result<()> {
     let catalogue = Catalogue::load(system).await;
@@ -94,7 +96,7 @@ async fn contents(
             object.hint.clone().unwrap_or_default(),
         );
     }
-    backups_of(&catalogue?, survey, subject, findings);
+    backups_of(&catalogue?, survey, subject, is_copy, findings);
     Ok(())
 }
 
@@ -235,7 +237,13 @@ pub(super) async fn compare_contents(
     Ok(())
 }
 
-fn backups_of(catalogue: &Catalogue, survey: &Survey, subject: &str, findings: &mut Findings) {
+fn backups_of(
+    catalogue: &Catalogue,
+    survey: &Survey,
+    subject: &str,
+    is_copy: bool,
+    findings: &mut Findings,
+) {
     let Some(newest) = catalogue
         .backups
         .iter()
@@ -244,7 +252,10 @@ fn backups_of(catalogue: &Catalogue, survey: &Survey, subject: &str, findings: &
         findings.problem(
             subject,
             "there is no finished backup",
-            "take one: seawall backup",
+            match is_copy {
+                true => "bring it here: seawall copy",
+                false => "take one: seawall backup",
+            },
         );
         return;
     };

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
+use super::leases::LEASE_TIME;
 use super::marker::Marker;
 use super::{System, to_json};
 use crate::error::{Error, Result};
@@ -13,10 +15,12 @@ use crate::storage::Created;
 
 impl System {
     /// Commits a backup whose objects and WAL are all here: looks at each of them, puts the
-    /// marker create-only, reads it back, and looks again.
+    /// marker create-only and reads it back; then looks at the tombstones, and at everything
+    /// once more. What was deleted meanwhile, or is about to be, withdraws the marker.
     ///
     /// # Errors
-    /// Something of the backup is missing; then there is no marker, or it was withdrawn.
+    /// Something is missing or about to go; then there is no marker, or the error says that it
+    /// could not be withdrawn.
     pub async fn commit(&self, marker: &Marker) -> Result<()> {
         self.commit_as(marker, to_json(marker)?).await
     }
@@ -27,39 +31,61 @@ impl System {
     /// # Errors
     /// As [`commit`](Self::commit).
     pub async fn commit_as(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
-        let lost = |what: String| Error::failed(what).at(self.place());
+        let looked = Timestamp::now();
         if let Some(missing) = self.what_is_missing(marker).await? {
-            return Err(lost(missing));
+            return Err(Error::failed(missing).at(self.place()));
         }
         self.put_marker(marker, bytes).await?;
-        // An expiry on another host may have taken this backup for a dead one meanwhile. Only a
-        // certain loss withdraws the marker: all was there just before it.
-        let missing = match self.what_is_missing(marker).await {
+        // One who expires on another host may have taken this backup for a dead one meanwhile.
+        let lost = match self.what_is_lost(marker).await {
             Ok(None) => return Ok(()),
-            Ok(Some(missing)) => missing,
+            Ok(Some(lost)) => lost,
             Err(error) => {
-                tracing::warn!(
-                    "the last look at the committed backup failed: {}",
+                let since = Timestamp::now().duration_since(looked).unsigned_abs();
+                if since < LEASE_TIME {
+                    // All was there a moment ago, and no tombstone's wait is so short.
+                    tracing::warn!(
+                        "the last look at the committed backup failed: {}",
+                        error.one_line()
+                    );
+                    return Ok(());
+                }
+                format!(
+                    "it took {} s from the first look at its objects to the marker, and the last look failed: {}",
+                    since.as_secs(),
                     error.one_line()
-                );
-                return Ok(());
+                )
             }
         };
         let key = self.keys().marker(&marker.id);
         if let Err(error) = self.store().delete(&key).await {
-            return Err(lost(format!(
-                "backup {} is INCOMPLETE and its marker could not be withdrawn: {missing}",
+            return Err(Error::failed(format!(
+                "backup {} is INCOMPLETE and its marker could not be withdrawn: {lost}",
                 marker.id
             ))
+            .at(self.place())
             .because(error)
             .hint(format!("delete {key} by hand, and take the backup again")));
         }
-        Err(lost(format!(
-            "backup {} was withdrawn: part of it was deleted while it was being committed",
+        Err(Error::failed(format!(
+            "backup {} was withdrawn: part of it was deleted while it was being committed, or is about to be",
             marker.id
         ))
-        .because(missing)
-        .hint("take it again; find out what deletes there"))
+        .at(self.place())
+        .because(lost)
+        .hint("take it again; find out what deletes there, and whether this machine was asleep"))
+    }
+
+    /// What keeps a committed backup from being one. The order matters: a tombstone is taken
+    /// away only after what it names is gone.
+    async fn what_is_lost(&self, marker: &Marker) -> Result<Option<String>> {
+        let tombstones = self.repository().tombstones(self.cluster()).await?;
+        for (key, tombstone) in &tombstones.read {
+            if let Some(named) = tombstone.names(marker) {
+                return Ok(Some(format!("{key} says that {named} is to be deleted")));
+            }
+        }
+        self.what_is_missing(marker).await
     }
 
     /// The first object of the backup, or the WAL, that is certainly not there as it was

@@ -132,6 +132,17 @@ impl SystemKeys {
         format!("{}/points", self.root)
     }
 
+    /// The directory of pins.
+    pub fn pins(&self) -> String {
+        format!("{}/pins", self.root)
+    }
+
+    /// A new key for a pin of `id`: whoever pins a backup once more has a pin of their own.
+    pub fn new_pin(&self, id: &BackupId) -> String {
+        let random: u32 = rand::random();
+        format!("{}/{id}-{random:08x}.json", self.pins())
+    }
+
     /// The directory of all base backups.
     pub fn backups(&self) -> String {
         format!("{}/backups", self.root)
@@ -161,6 +172,12 @@ pub fn leases(cluster: &str) -> String {
 /// The directory of what is about to be deleted from a cluster.
 pub fn tombstones(cluster: &str) -> String {
     format!("{cluster}/tombstones")
+}
+
+/// The backup that a key below [`SystemKeys::backups`] belongs to.
+pub fn backup_of_key(directory: &str, key: &str) -> Option<BackupId> {
+    let below = key.strip_prefix(directory)?.strip_prefix('/')?;
+    below.split('/').next()?.parse().ok()
 }
 
 /// Keys inside a base backup's directory.

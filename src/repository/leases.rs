@@ -125,6 +125,19 @@ impl Held {
     }
 }
 
+impl Held {
+    /// Leaves it to end by itself so much later, without being renewed: for what goes on after
+    /// this process.
+    pub async fn leave(self, time: Duration) {
+        self.renewing.abort();
+        let mut lease = self.current.lock().await;
+        let until = Timestamp::now() + time;
+        self.repository
+            .replace(&self.cluster, &mut lease, until)
+            .await;
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.renewing.abort();
@@ -171,7 +184,9 @@ impl Repository {
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(LEASE_TIME / 3).await;
-                    repository.renew(&cluster, &mut *current.lock().await).await;
+                    let until = Timestamp::now() + lease_time();
+                    let mut lease = current.lock().await;
+                    repository.replace(&cluster, &mut lease, until).await;
                 }
             })
         };
@@ -201,14 +216,39 @@ impl Repository {
         Ok(leases)
     }
 
-    async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<()> {
-        let key = key(cluster, lease);
-        Ok(self.store().put(&key, to_json(lease)?).await?)
+    /// Removes the leases that ended by `now` a whole lease ago, and the damaged ones and
+    /// probes that nobody has touched for a day. Says how many.
+    pub async fn sweep_leases(&self, cluster: &str, now: Timestamp) -> Result<usize> {
+        let mut ended = Vec::new();
+        for info in self.store().list(&keys::leases(cluster), None).await? {
+            let untouched = info.modified + SignedDuration::from_hours(24) < now;
+            let over = match info.key.ends_with(".json") {
+                // A probe whose maker died.
+                false => untouched,
+                true => match self.try_read_json::<Lease>(&info.key).await? {
+                    Some(Ok(lease)) => lease.until + lease_time() < now,
+                    Some(Err(_)) => untouched,
+                    None => false,
+                },
+            };
+            if over {
+                ended.push(info.key);
+            }
+        }
+        self.store().delete_all(&ended).await?;
+        Ok(ended.len())
     }
 
-    async fn renew(&self, cluster: &str, lease: &mut Lease) {
+    /// Writes one lease, without renewing it, and returns its key.
+    pub async fn put_lease(&self, cluster: &str, lease: &Lease) -> Result<String> {
+        let key = key(cluster, lease);
+        self.store().put(&key, to_json(lease)?).await?;
+        Ok(key)
+    }
+
+    async fn replace(&self, cluster: &str, lease: &mut Lease, until: Timestamp) {
         let renewed = Lease {
-            until: Timestamp::now() + lease_time(),
+            until,
             ..lease.clone()
         };
         if let Err(error) = self.put_lease(cluster, &renewed).await {
@@ -242,7 +282,7 @@ fn new_lease(work: Work) -> Lease {
 }
 
 /// `HOST-PID-RANDOM`.
-fn holder() -> String {
+pub(super) fn holder() -> String {
     let random: u32 = rand::random();
     format!("{}-{}-{random:08x}", own_host(), std::process::id())
 }
@@ -286,11 +326,21 @@ mod tests {
         let mut renewed = lease.clone();
         renewed.until = Timestamp::now() - SignedDuration::from_hours(1);
         repository.put_lease("main", &renewed).await.unwrap();
-        repository.renew("main", &mut renewed).await;
+        let until = Timestamp::now() + lease_time();
+        repository.replace("main", &mut renewed, until).await;
         assert!(renewed.holds(Timestamp::now()));
 
         held.release().await;
         assert!(repository.leases("main").await.unwrap().is_empty());
+
+        let left = repository.lease("main", Work::Restore, None, [id]).await;
+        left.leave(Duration::from_secs(86_400)).await;
+        let [lease] = &repository.leases("main").await.unwrap()[..] else {
+            panic!("one lease")
+        };
+        assert!(lease.holds(Timestamp::now() + SignedDuration::from_hours(23)));
+        let later = Timestamp::now() + SignedDuration::from_hours(25);
+        assert_eq!(repository.sweep_leases("main", later).await.unwrap(), 1);
     }
 
     #[tokio::test]

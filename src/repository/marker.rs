@@ -114,6 +114,14 @@ pub struct StoredObject {
 }
 
 impl Marker {
+    /// The numbers of the first and last segment that recovery to `stop_lsn` needs, all of them
+    /// on `timeline`.
+    pub fn own_wal(&self) -> (u64, u64) {
+        let size = self.segment_size;
+        let first = self.start_lsn.segment(size);
+        (first, self.stop_lsn.previous_segment(size).max(first))
+    }
+
     /// PostgreSQL's major version.
     pub fn major(&self) -> u32 {
         self.server_version_num / 10_000

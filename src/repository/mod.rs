@@ -19,11 +19,14 @@ pub mod leases;
 pub mod line;
 pub mod marker;
 pub mod pack;
+pub mod pins;
 pub mod plan;
 pub mod points;
 pub mod scan;
+pub mod segments;
 mod system;
 pub mod timeline_wal;
+pub mod tombstones;
 pub mod wal_objects;
 pub mod windows;
 

@@ -1,7 +1,7 @@
 //! The archived segments of one timeline, as runs without a gap: its memory grows with the
 //! number of gaps, and not of segments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -34,6 +34,8 @@ pub struct TimelineWal {
     pub conflicts: Vec<SegmentName>,
     /// `.partial` and `.backup` files with more than one content.
     pub conflicts_beside: Vec<WalFileName>,
+    /// Numbers of segments that have a `.partial` or `.backup` file beside them.
+    pub beside: BTreeSet<u64>,
     /// For each log (4 GiB of WAL) the digests of its segments, folded into one: where two
     /// repositories hold the same segments of a log, they hold the same contents exactly if
     /// these are equal.

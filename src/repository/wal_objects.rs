@@ -373,10 +373,41 @@ impl System {
                         *wal.fingerprints.entry(segment.log).or_default() ^=
                             object.digest.as_number();
                     }
+                } else {
+                    wal.beside.insert(number);
                 }
             }
         }
         Ok(wal)
+    }
+
+    /// Every object of the segments from number `first` to `last` of a timeline, those that lie
+    /// beside them included, with the segment's number: one listing for each log.
+    pub async fn wal_objects_in(
+        &self,
+        timeline: TimelineId,
+        (first, last): (u64, u64),
+        size: SegmentSize,
+    ) -> Result<Vec<(u64, ObjectInfo)>> {
+        let directory = self.keys().timeline(timeline);
+        let logs = self.store().list_directory(&directory).await?.directories;
+        let per_log = size.segments_per_log();
+        let mut found = Vec::new();
+        for key in logs {
+            let log = last_hex(&key).map(u64::from);
+            if !log.is_some_and(|log| (first / per_log..=last / per_log).contains(&log)) {
+                continue;
+            }
+            for info in self.store().list(&key, None).await? {
+                let segment = self.own_object(&info).and_then(|o| o.name.segment());
+                let number = segment.and_then(|segment| segment.number(size).ok());
+                if let Some(number) = number.filter(|n| (first..=last).contains(n)) {
+                    found.push((number, info));
+                }
+            }
+        }
+        found.sort_by_key(|(number, _)| *number);
+        Ok(found)
     }
 
     /// The digests of each segment of a log: 4 GiB of WAL.

@@ -14,6 +14,7 @@
 
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod conformance;
+mod delete;
 mod error;
 pub mod fault;
 #[cfg(test)]
@@ -26,6 +27,8 @@ mod options;
 mod read;
 mod retry;
 mod s3;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod simulated;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod testing;
 #[cfg(test)]

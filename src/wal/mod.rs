@@ -10,6 +10,7 @@ pub mod identity;
 pub mod missing;
 pub mod object;
 pub mod push;
+pub mod recoverable;
 pub mod resolve;
 pub mod transfer;
 pub mod verify;

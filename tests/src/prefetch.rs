@@ -1,4 +1,4 @@
-//! What is fetched ahead for a data directory, seen from outside.
+//! What is fetched ahead for a data directory, seen from outside, and an archive to fetch from.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +7,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::process::wait_until;
+use crate::scratch::give_to_owner;
+use crate::segment::name;
+use crate::site::PATIENCE;
+use crate::{Cluster, PostgresVersion, Segment, Site};
 
 /// `pg_wal/seawall/fetch` of one data directory.
 #[derive(Debug, Clone)]
@@ -83,6 +87,85 @@ impl Prefetched {
         let left = self.data.join("pg_wal/seawall");
         wait_until("nothing of a prefetch is left", limit, || {
             !left.exists() && self.workers().is_empty()
+        });
+    }
+}
+
+/// A cluster that never started, and an archive of so many segments of 1 MiB.
+#[derive(Debug)]
+pub struct Archive {
+    /// The cluster and its repository.
+    pub site: Site,
+    base: Segment,
+    /// What is fetched ahead for it.
+    pub prefetched: Prefetched,
+}
+
+impl Archive {
+    /// With the defaults of `[fetch]`.
+    #[track_caller]
+    pub fn of(count: u64) -> Self {
+        Self::configured(count, "")
+    }
+
+    /// With these settings below `[fetch]`.
+    #[track_caller]
+    pub fn configured(count: u64, fetch: &str) -> Self {
+        let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
+        let site = Site::configured(builder, |file| file.extra(&format!("[fetch]\n{fetch}")));
+        let mut files = std::fs::read_dir(site.wal("")).unwrap().flatten();
+        let any = files.find(|file| file.file_name().len() == 24).unwrap();
+        let archive = Self {
+            base: Segment::read(any.path()),
+            prefetched: Prefetched::of(site.cluster.data()),
+            site,
+        };
+        archive.push(1..=count);
+        archive
+    }
+
+    /// Archives segments of these numbers.
+    #[track_caller]
+    pub fn push(&self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            let path = self.site.wal(&name(number));
+            std::fs::write(&path, self.plain(number)).unwrap();
+            give_to_owner(&path);
+            self.site.push(&name(number)).success();
+        }
+    }
+
+    /// What segment `number` holds.
+    pub fn plain(&self, number: u64) -> Vec<u8> {
+        let content = (number % 250 + 1) as u8;
+        self.base.clone().content(content).numbered(number).0
+    }
+
+    /// Asks for it and expects it.
+    #[track_caller]
+    pub fn deliver(&self, number: u64) {
+        let _ = std::fs::remove_file(self.site.fetched());
+        self.site.fetch(&name(number)).success();
+        self.holds(number);
+    }
+
+    /// That the destination holds it.
+    #[track_caller]
+    pub fn holds(&self, number: u64) {
+        let delivered = std::fs::read(self.site.fetched()).unwrap();
+        assert!(
+            delivered == self.plain(number),
+            "segment {number} is another"
+        );
+    }
+
+    /// Delivers the first, and waits until the spool is full: 16 behind it.
+    #[track_caller]
+    pub fn fill_spool(&self) {
+        self.deliver(1);
+        self.prefetched.wait_for(&name(17));
+        wait_until("the spool is full", PATIENCE, || {
+            self.prefetched.files().len() == 16
         });
     }
 }

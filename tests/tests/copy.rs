@@ -135,7 +135,7 @@ fn a_damaged_segment_is_never_copied_and_named_and_the_rest_goes_on() {
         .keys()
         .cloned()
         .collect();
-    assert_eq!(named, [key.clone()]);
+    assert_eq!(named, std::slice::from_ref(&key));
     assert_eq!(report["copied"]["backups"].as_array().unwrap().len(), 1);
     assert!(far.wal(&damaged).is_empty());
     far.one_wal(&last);
@@ -241,6 +241,8 @@ fn a_copy_takes_no_backups_and_no_wal_of_its_own_and_serves_recovery_when_it_is_
             .contains("lacks 1 backups"),
         "{about:?}"
     );
+    let none = problems_of(&check);
+    assert!(none[0].1.contains("seawall copy"), "{none:?}");
     let list = site.seawall("list").run().success().stdout;
     assert!(list.contains("copy of near: lacks"), "{list}");
     site.fetching(&last)
@@ -308,7 +310,7 @@ fn a_conflict_is_copied_as_one_and_a_content_that_only_the_copy_has_is_never_giv
     far.put_back(&rival, &stranger);
     let output = site.seawall("copy").run().exits_with(1);
     output.says("seawall wal resolve");
-    assert_eq!(far.wal(&last), [rival.clone()]);
+    assert_eq!(far.wal(&last), std::slice::from_ref(&rival));
 
     // Where the source has both, so has the copy: nobody chooses but a person.
     site.near.put_back(&rival, &stranger);

@@ -2,9 +2,10 @@
 //! a sound repository, only older than its source, and the next run completes it.
 
 use seawall::copy::{Copier, Settings, lag};
-use seawall::repository::Repository;
+use seawall::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use seawall::repository::catalogue::Catalogue;
 use seawall::repository::health::{Needed, examine};
+use seawall::repository::{Repository, System};
 use seawall::storage::{Created, RetryPolicy, Store, StoreSettings};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::site::PATIENCE;
@@ -244,5 +245,66 @@ fn the_newest_backup_comes_first() {
         copier.once().await.unwrap();
         let copied = copier.report().backups;
         assert!(copied.len() == 2 && copied[0] > copied[1], "{copied:?}");
+    });
+}
+
+/// Removes segments as retention does: on record first.
+async fn expire(system: &System, timeline: TimelineId, range: (u64, u64)) {
+    let size = SegmentSize::DEFAULT;
+    system.note_expired(timeline, size, range).await.unwrap();
+    for number in range.0..=range.1 {
+        let name = WalFileName::Segment(SegmentName::new(timeline, number, size));
+        for (object, _) in system.objects_of(name).await.unwrap() {
+            let key = system.keys().wal_object(object);
+            system.store().delete(&key).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_retention_removed_on_either_side_is_no_gap_at_the_copy_and_does_not_come_again() {
+    let source = Source::make();
+    let plan = || "any@999999=refused".parse().unwrap();
+    let (far, _) = with_plan(&new_memory(), impatient(), &plan());
+    let (other, _) = with_plan(&new_memory(), impatient(), &plan());
+    runtime().block_on(async {
+        for aim in [&far, &other] {
+            aim.init().await.unwrap();
+        }
+        let (near, _) = source.repository.systems("main").await.unwrap().remove(0);
+        let size = SegmentSize::DEFAULT;
+        let catalogue = Catalogue::load(&near).await.unwrap();
+        let number = |at: usize, end: usize| catalogue.backups[at].wal[end].number(size).unwrap();
+        let between = (number(0, 1) + 1, number(1, 0) - 1);
+        assert!(between.0 <= between.1, "{between:?}");
+        let first = TimelineId::FIRST;
+
+        // At the copy: what it let go is neither lacking nor brought again.
+        source.copier(&far).once().await.unwrap();
+        let aim = far.system("main", near.id());
+        expire(&aim, first, between).await;
+        assert!(lag(&near, &aim).await.unwrap().is_none());
+        let again = source.copier(&far);
+        again.once().await.unwrap();
+        assert_eq!(again.report().wal_objects, 0, "{:?}", again.report());
+        soundness(&far).await;
+        // With its WAL a backup is let go, too.
+        let id = catalogue.backups[0].id.clone();
+        aim.store().delete(&aim.keys().marker(&id)).await.unwrap();
+        expire(&aim, first, (1, between.1)).await;
+        let again = source.copier(&far);
+        again.once().await.unwrap();
+        assert!(again.report().backups.is_empty(), "{:?}", again.report());
+        assert_eq!(soundness(&far).await.0, 1);
+
+        // At the source: a new copy puts the same on record, and misses nothing.
+        expire(&near, first, between).await;
+        source.copier(&other).once().await.unwrap();
+        assert_eq!(soundness(&other).await.0, 2);
+        let aim = other.system("main", near.id());
+        let expired = aim.expired(first, size).await.unwrap();
+        assert!(expired.outside(between.0, between.1).is_empty());
+        assert!(!aim.acknowledged_without_it().await.unwrap());
+        assert!(lag(&near, &aim).await.unwrap().is_none());
     });
 }

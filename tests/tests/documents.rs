@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use seawall_tests::config::{ConfigFile, Repository};
+use seawall_tests::config::{Config, ConfigFile, Repository};
 use seawall_tests::moment::Moment;
 use seawall_tests::postgres::Cluster;
-use seawall_tests::process::{Output, Run};
+use seawall_tests::process::{Output, Run, wait_until};
 use seawall_tests::programs::Programs;
 use seawall_tests::scratch::Scratch;
 use seawall_tests::version::PostgresVersion;
@@ -68,19 +68,13 @@ impl Drop for Stopped {
     }
 }
 
-#[test]
-fn the_session_of_the_readme_runs_as_it_is_written() {
-    let readme = document("README.md");
-    let scratch = Scratch::new();
-    let version = PostgresVersion::find(15);
-    let mut cluster = Cluster::builder(version.clone())
-        .fsync()
-        .create_in(&scratch, "main");
+/// The cluster runs and has a configuration, and somebody sits before it.
+fn host_of(cluster: &mut Cluster, scratch: &Scratch) -> (Config, Person) {
     let near = Repository::local("near", &scratch.join("repository"));
     let config = ConfigFile::new()
-        .cluster(&cluster)
+        .cluster(cluster)
         .repository(near)
-        .write(&scratch);
+        .write(scratch);
     // On a real host these stand in postgresql.conf; the harness gives them to postgres itself.
     let sockets = cluster.socket_directory().display().to_string();
     let port = cluster.port().to_string();
@@ -92,28 +86,40 @@ fn the_session_of_the_readme_runs_as_it_is_written() {
         cluster.configure(setting, value);
     }
     cluster.start();
-    let data = cluster.data().to_owned();
-    let pg_ctl = version.bin.join("pg_ctl");
+    let bin = &cluster.version().bin;
     let path = format!(
         "{}:{}:{}",
         Programs::get().directory().display(),
-        version.bin.display(),
+        bin.display(),
         std::env::var("PATH").unwrap()
     );
-    let mut person = Person {
+    let person = Person {
         environment: vec![
             ("PATH", path),
             ("SEAWALL_CONFIG", config.path().display().to_string()),
-            ("PGHOST", cluster.socket_directory().display().to_string()),
-            ("PGPORT", cluster.port().to_string()),
+            ("PGHOST", sockets),
+            ("PGPORT", port),
             ("PGDATABASE", "postgres".to_owned()),
         ],
         replaced: vec![
-            (PG_CTL, pg_ctl.display().to_string()),
-            (DATA, data.display().to_string()),
+            (PG_CTL, bin.join("pg_ctl").display().to_string()),
+            (DATA, cluster.data().display().to_string()),
             (LOG, scratch.join("restored.log").display().to_string()),
         ],
     };
+    (config, person)
+}
+
+#[test]
+fn the_session_of_the_readme_runs_as_it_is_written() {
+    let readme = document("README.md");
+    let scratch = Scratch::new();
+    let version = PostgresVersion::find(15);
+    let mut cluster = Cluster::builder(version.clone())
+        .fsync()
+        .create_in(&scratch, "main");
+    let (config, mut person) = host_of(&mut cluster, &scratch);
+    let (data, pg_ctl) = (cluster.data().to_owned(), version.bin.join("pg_ctl"));
 
     for line in block(&readme, "before").lines() {
         person.types(line).success();
@@ -137,6 +143,44 @@ fn the_session_of_the_readme_runs_as_it_is_written() {
     }
     let rows = person.types("psql -Atc 'SELECT array_agg(x ORDER BY x) FROM kept'");
     assert_eq!(rows.stdout.trim(), "{1,2}");
+}
+
+#[test]
+fn the_documented_deployment_is_undone_as_it_is_written() {
+    let reference = document("docs/reference.md");
+    let scratch = Scratch::new();
+    let mut cluster = Cluster::builder(PostgresVersion::find(15))
+        .fsync()
+        .create_in(&scratch, "main");
+    let (config, mut person) = host_of(&mut cluster, &scratch);
+    person.types("seawall init").success();
+    cluster.archive_with(&config);
+    cluster.restart();
+    cluster.sql("CREATE TABLE kept AS SELECT 1 AS x");
+    person.types("seawall backup").success();
+    cluster.sql("INSERT INTO kept VALUES (2)");
+    let migration = scratch.file("migration.sql", "ALTER TABLE kept DROP COLUMN x;");
+    person.environment.push(("RELEASE", "1.42".to_owned()));
+    let here = migration.display().to_string();
+    person.replaced.push(("migration.sql", here));
+    for line in block(&reference, "deployment").lines() {
+        person.types(line).success();
+    }
+    let broken = person.types("psql -Atc 'SELECT array_agg(x) FROM kept'");
+    assert_ne!(broken.code, 0, "the migration was run");
+
+    let pg_ctl = cluster.version().bin.join("pg_ctl");
+    let _stopped = Stopped(pg_ctl, cluster.data().to_owned());
+    for line in block(&reference, "deployment-undone").lines() {
+        person.types(line).success();
+    }
+    let rows = person.types("psql -Atc 'SELECT array_agg(x ORDER BY x) FROM kept'");
+    assert_eq!(rows.success().stdout.trim(), "{1,2}");
+    // It answers before it is promoted.
+    wait_until("it takes writes", Duration::from_secs(60), || {
+        let writes = person.types("psql -c 'INSERT INTO kept VALUES (3)'");
+        writes.code == 0
+    });
 }
 
 #[test]

@@ -5,85 +5,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use seawall_tests::prefetch::Archive;
 use seawall_tests::scratch::give_to_owner;
 use seawall_tests::segment::name;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
-    Cluster, ConfigFile, PostgresVersion, Prefetched, Repository, Run, Seed, Segment, Site, Tmpfs,
-    fetch, wait_until,
+    ConfigFile, Prefetched, Repository, Run, Seed, Segment, Tmpfs, fetch, wait_until,
 };
 
 /// Longer than a worker stays where no server recovers.
 const SOON: Duration = Duration::from_secs(20);
-
-/// A cluster that never started, and an archive of so many segments of 1 MiB.
-struct Archive {
-    site: Site,
-    base: Segment,
-    prefetched: Prefetched,
-}
-
-impl Archive {
-    fn of(count: u64) -> Self {
-        Self::configured(count, "")
-    }
-
-    fn configured(count: u64, fetch: &str) -> Self {
-        let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
-        let site = Site::configured(builder, |file| file.extra(&format!("[fetch]\n{fetch}")));
-        let mut files = std::fs::read_dir(site.wal("")).unwrap().flatten();
-        let any = files.find(|file| file.file_name().len() == 24).unwrap();
-        let archive = Self {
-            base: Segment::read(any.path()),
-            prefetched: Prefetched::of(site.cluster.data()),
-            site,
-        };
-        archive.push(1..=count);
-        archive
-    }
-
-    fn push(&self, numbers: impl IntoIterator<Item = u64>) {
-        for number in numbers {
-            let path = self.site.wal(&name(number));
-            std::fs::write(&path, self.plain(number)).unwrap();
-            give_to_owner(&path);
-            self.site.push(&name(number)).success();
-        }
-    }
-
-    /// What segment `number` holds.
-    fn plain(&self, number: u64) -> Vec<u8> {
-        let content = (number % 250 + 1) as u8;
-        self.base.clone().content(content).numbered(number).0
-    }
-
-    /// Asks for it and expects it.
-    #[track_caller]
-    fn deliver(&self, number: u64) {
-        let _ = std::fs::remove_file(self.site.fetched());
-        self.site.fetch(&name(number)).success();
-        self.holds(number);
-    }
-
-    #[track_caller]
-    fn holds(&self, number: u64) {
-        let delivered = std::fs::read(self.site.fetched()).unwrap();
-        assert!(
-            delivered == self.plain(number),
-            "segment {number} is another"
-        );
-    }
-
-    /// Delivers the first, and waits until the spool is full: 16 behind it.
-    #[track_caller]
-    fn fill_spool(&self) {
-        self.deliver(1);
-        self.prefetched.wait_for(&name(17));
-        wait_until("the spool is full", PATIENCE, || {
-            self.prefetched.files().len() == 16
-        });
-    }
-}
 
 #[test]
 fn what_waits_is_delivered_even_while_the_store_is_away_and_what_does_not_is_a_doubt() {

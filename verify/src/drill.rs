@@ -1,5 +1,7 @@
 //! One drill from the plan to the verdict.
 
+mod sections;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,19 +11,20 @@ use seawall::error::{Error, Result};
 use seawall::postgres::SegmentName;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
-use sha2::Digest;
 
 use crate::checks::{self, Check, Outcome};
 use crate::evidence::{Evidence, quoted, round, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
 use crate::replay::{self, Replay};
-use crate::report::{Environment, Identity, Phase, Report, Rpo, Rto, Source, Target};
+use crate::report::{Phase, Report};
 use crate::scratch::Scratch;
 use crate::{judge, report};
+use sections::{environment, target_words};
 
 /// Room for WAL and for what replay writes, besides the files of the backup.
 const SPARE_BYTES: u64 = 512 << 20;
@@ -104,7 +107,13 @@ impl Drill<'_> {
         };
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
+        let backup = course.plan.backup.id.clone();
+        let lease = self
+            .repository
+            .lease(self.cluster_name, Work::Drill, Some(system.id()), [backup])
+            .await;
         let broken = self.recover(&mut course, &system, scratch, keep).await;
+        lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         Ok(self.conclude(course, started, scratch, broken))
     }
@@ -122,7 +131,11 @@ impl Drill<'_> {
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.data);
         course.evidence.add(words, step, exit);
-        let restored = restored?;
+        let mut restored = restored?;
+        // The drill has one of its own, to its end.
+        if let Some(lease) = restored.lease.take() {
+            lease.release().await;
+        }
         course.plan = restored.plan.clone();
         course.phases = restored.phases.iter().map(phase).collect();
         course.checks.push(digests(&restored));
@@ -321,113 +334,6 @@ impl Drill<'_> {
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         words.join(" ")
     }
-
-    fn rpo(&self, course: &Course) -> Rpo {
-        let wanted = self.request.target == RecoveryTarget::Latest;
-        let mut rpo = Rpo {
-            objective_seconds: self.config.objectives.rpo.map(|rpo| rpo.0.as_secs_f64()),
-            measured_seconds: None,
-            wanted,
-            upper_bound: true,
-            method: String::new(),
-            failed_at: self.failed_at,
-        };
-        if !wanted {
-            "not tested: a target was chosen, so the newest recoverable moment was not sought"
-                .clone_into(&mut rpo.method);
-            return rpo;
-        }
-        if course.replay.ready.is_none() {
-            "not tested: recovery did not come to its end".clone_into(&mut rpo.method);
-            return rpo;
-        }
-        // Whoever is consistent has everything up to the end of the backup.
-        let stop = course.plan.backup.stop_time;
-        let (until, what) = match course.replay.last_transaction {
-            Some(last) if last > stop => (last, "the last recovered commit"),
-            _ => (
-                stop,
-                "the end of the backup, after which no commit was recovered",
-            ),
-        };
-        let lost = self.failed_at.duration_since(until).as_secs_f64();
-        rpo.measured_seconds = Some(round(lost.max(0.0)));
-        rpo.method = format!(
-            "the moment of failure minus {what}, by the server's clock against this host's; an upper bound, since a server that was idle lost nothing after its last commit"
-        );
-        rpo
-    }
-
-    fn rto(&self, phases: Vec<Phase>, open: bool) -> Rto {
-        let longest = phases.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        Rto {
-            objective_seconds: self.config.objectives.rto.map(|rto| rto.0.as_secs_f64()),
-            measured_seconds: open.then(|| round(phases.iter().map(|p| p.seconds).sum())),
-            dominated_by: longest.map(|phase| phase.name.clone()),
-            phases,
-        }
-    }
-
-    fn identity(&self, plan: &Plan, version: Option<String>) -> Identity {
-        let configuration = std::fs::read(&self.config.path).unwrap_or_default();
-        Identity {
-            cluster: self.cluster_name.to_owned(),
-            system_id: plan.backup.system_id,
-            seawall_version: env!("CARGO_PKG_VERSION").to_owned(),
-            source_version_num: plan.backup.server_version_num,
-            postgresql: version,
-            configuration_sha256: hex::encode(sha2::Sha256::digest(configuration)),
-            user: nix::unistd::User::from_uid(nix::unistd::geteuid())
-                .ok()
-                .flatten()
-                .map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name),
-            host: nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            command: std::env::args().collect(),
-        }
-    }
-
-    fn source(&self, course: &Course) -> Source {
-        let backup = &course.plan.backup;
-        let restored = course.restored.as_ref();
-        Source {
-            repository: self.repository.name().to_owned(),
-            url: self.repository.store().url().to_owned(),
-            backup_age_seconds: self.failed_at.duration_since(backup.stop_time).as_secs(),
-            backup_timeline: backup.timeline,
-            start_lsn: backup.start_lsn,
-            stop_lsn: backup.stop_lsn,
-            files: restored.map_or(0, |restored| restored.files),
-            bytes: restored.map_or(0, |restored| restored.plain_bytes),
-            fetched_bytes: restored.map_or(0, |restored| restored.fetched_bytes),
-            wal_segments: course.replay.segments,
-            primary_touched: false,
-        }
-    }
-
-    fn target(&self, course: &Course, broken: Option<&str>) -> Target {
-        let (kind, value) = target_words(&self.request.target);
-        let replay = &course.replay;
-        let why = match (&replay.failure, &replay.stopped, replay.ready) {
-            (Some(failure), ..) => format!("it failed: {failure}"),
-            (None, _, None) => format!(
-                "it did not come to its end: {}",
-                broken.unwrap_or("the server did not open")
-            ),
-            (None, Some(stopped), _) => stopped.clone(),
-            (None, None, _) => "the archived WAL ended".to_owned(),
-        };
-        Target {
-            kind,
-            value,
-            inclusive: self.request.inclusive,
-            timeline: course.plan.history.timeline,
-            reached_lsn: replay.redo_done.map(|(_, lsn)| lsn),
-            reached_time: replay.last_transaction,
-            why,
-        }
-    }
 }
 
 /// The restore itself verified every byte; without that it would not have come this far.
@@ -472,30 +378,5 @@ fn add_recovery_phases(phases: &mut Vec<report::Phase>, started: Timestamp, repl
         let Some(time) = time else { continue };
         phases.push(named(name, time.duration_since(last).as_secs_f64()));
         last = last.max(time);
-    }
-}
-
-fn target_words(target: &RecoveryTarget) -> (&'static str, Option<String>) {
-    match target {
-        RecoveryTarget::Latest => ("latest", None),
-        RecoveryTarget::Time(time) => ("time", Some(time.to_string())),
-        RecoveryTarget::Lsn(lsn) => ("lsn", Some(lsn.to_string())),
-        RecoveryTarget::Xid(xid) => ("xid", Some(xid.to_string())),
-        RecoveryTarget::Name(name) => ("name", Some(name.clone())),
-        RecoveryTarget::Immediate => ("immediate", None),
-    }
-}
-
-fn environment(scratch: &Path) -> Environment {
-    Environment {
-        processors: std::thread::available_parallelism().map_or(1, usize::from),
-        scratch: scratch.to_owned(),
-        isolation: vec![
-            "archive_mode = off",
-            "max_logical_replication_workers = 0: no subscription connects anywhere",
-            "no TCP port; a Unix socket in the scratch directory only",
-            "data directory and tablespaces in the scratch directory",
-            "settings of its own, none of production's",
-        ],
     }
 }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use seawall::cli::restore::{ArchiveMode, RestoreArgs};
@@ -13,6 +14,10 @@ use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
+
+/// How long the WAL that recovery needs is safe from expiring. It begins when somebody starts
+/// the server, and fetches until it is through.
+const RECOVERY: Duration = Duration::from_secs(48 * 3600);
 
 fn main() -> ExitCode {
     cli::main(|| {
@@ -57,7 +62,10 @@ fn run(args: &RestoreArgs) -> Result<Exit> {
             .first()
             .ok_or_else(|| Error::usage("no repository is configured"))?;
         let system = system_for(repository, cluster, &settings.request).await?;
-        let restored = restore(&system, &settings).await?;
+        let mut restored = restore(&system, &settings).await?;
+        if let Some(lease) = restored.lease.take() {
+            lease.leave(RECOVERY).await;
+        }
         print(args, &settings, &restored)?;
         Ok(Exit::Done)
     }))

@@ -77,6 +77,12 @@ fn print_backups(backups: &[ListedBackup]) {
         print(&table(&header, rows.collect()));
     }
     for backup in backups {
+        for pin in &backup.pins {
+            let until = pin
+                .until
+                .map_or(String::new(), |until| format!(" until {}", moment(until)));
+            print(&format!("PINNED: {}{until}: {}", backup.id, pin.reason));
+        }
         let window = backup.window.as_ref();
         if let Some(why) = window.and_then(|window| window.unknown.as_ref()) {
             print(&format!("to when {} recovers is unknown: {why}", backup.id));
