@@ -322,7 +322,10 @@ impl Daemon {
                 self.accepted = Arc::new(new);
                 self.pauses.clear();
                 let now = Timestamp::now();
-                for record in self.state.jobs.values_mut() {
+                for task in &self.tasks {
+                    // Another line counts from this moment on.
+                    let record = self.state.jobs.entry(task.job.key()).or_default();
+                    record.prepare(task, now);
                     record.reloaded(now);
                 }
                 if let Err(error) = if same { Ok(()) } else { self.follow() } {
