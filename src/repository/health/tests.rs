@@ -101,7 +101,7 @@ fn what_was_deleted_on_purpose_is_no_gap_unless_a_backup_that_is_here_needs_it()
     assert_eq!(seen, ["00000001000000000000003B"]);
     expired.expired.add(timeline(1), 59, 59);
     assert_eq!(said(&expired, &[backup(1, 2)]), Vec::<String>::new());
-    let whole = survey(&[(1, &[(1, 90)])], &[]);
+    let whole = survey(&[(1, &[(1, 80)])], &[]);
     assert!(lacking(&expired, &[&whole], None).is_empty());
     let stop = Lsn(8 * SIZE.bytes());
     let needed = Needed {
