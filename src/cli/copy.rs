@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::output::{print, print_json, size};
 use super::{Common, become_cluster_owner, interrupted};
-use crate::config::{Config, HumanDuration, RepositoryConfig};
+use crate::config::{Config, HumanDuration, RepositoryConfig, RetentionConfig};
 use crate::copy::{Copied, Copier, Lag, Settings, lag};
 use crate::error::{Error, Exit, Result};
 use crate::postgres::SystemId;
@@ -185,7 +185,7 @@ async fn fill(
     // After a signal nobody waits for it.
     if !args.follow && failed.is_none() {
         tokio::select! {
-            lags = lags(copier.source(), copier.aim(), &settings.cluster) => match lags {
+            lags = lags(copier.source(), copier.aim(), &target.retention, &settings.cluster) => match lags {
                 Ok(systems) => filled.systems = systems,
                 Err(error) => failed = Some(error),
             },
@@ -203,7 +203,12 @@ async fn fill(
     Ok((filled, exit))
 }
 
-async fn lags(source: &Repository, aim: &Repository, cluster: &str) -> Result<Vec<Lagging>> {
+async fn lags(
+    source: &Repository,
+    aim: &Repository,
+    rules: &RetentionConfig,
+    cluster: &str,
+) -> Result<Vec<Lagging>> {
     let mut lags = Vec::new();
     source.record().await?;
     aim.record().await?;
@@ -211,7 +216,7 @@ async fn lags(source: &Repository, aim: &Repository, cluster: &str) -> Result<Ve
         let aim = aim.system(cluster, system.id());
         lags.push(Lagging {
             system_id: system.id(),
-            lag: lag(&system, &aim).await?,
+            lag: lag(&system, &aim, rules).await?,
         });
     }
     Ok(lags)

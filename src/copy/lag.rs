@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::difference::{lacked_in_log, logs_from};
 use super::shape::{left_at, shape};
-use super::wanted::Finished;
-use crate::config::{Config, RepositoryConfig};
+use super::wanted::{Finished, unwanted};
+use crate::config::{Config, RepositoryConfig, RetentionConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SystemId, TimelineId, WalFileName};
 use crate::repository::keys::{BackupId, WalObject};
@@ -64,24 +64,29 @@ pub async fn lag_of(
     lag(
         &source.system(cluster, system),
         &aim.system(cluster, system),
+        &copy.retention,
     )
     .await
 }
 
 /// How far `aim` is behind `source`, the same system in two repositories. Segments that the
 /// source holds behind one that is still on its way there are not counted, since they are of no
-/// use without it, and neither is what retention removed from the copy.
+/// use without it, and neither is what retention removed from the copy, nor a backup that the
+/// copy's own `rules` would not keep.
 ///
 /// Two listings for each 4 GiB of WAL; memory is that of one of them.
 ///
 /// # Errors
 /// One of the two cannot be listed, or the source does not know the system.
-pub async fn lag(source: &System, aim: &System) -> Result<Lag> {
+pub async fn lag(source: &System, aim: &System, rules: &RetentionConfig) -> Result<Lag> {
     let size = source.known_record().await?.segment_size;
     let (mut here, mut there) = (Finished::default(), Finished::default());
     here.refresh(source, |_, _| {}).await?;
     there.refresh(aim, |_, _| {}).await?;
     let wanted = here.wanted_by(aim, size).await?;
+    let missing = wanted.backups.iter().map(|backup| backup.id.clone());
+    let missing: Vec<_> = missing.filter(|id| !there.has(id)).collect();
+    let wanted = wanted.without(&unwanted(source, aim, rules, missing).await?);
     let from = wanted.wal_from.segment(size);
     let missing = wanted.backups.into_iter().map(|backup| backup.id);
     let mut lag = Lag {

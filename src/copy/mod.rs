@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, RepositoryConfig};
+use crate::config::{Config, RepositoryConfig, RetentionConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SegmentSize, SystemId};
 use crate::repository::keys::BackupId;
@@ -30,7 +30,7 @@ pub use lag::{Lag, lag, lag_of};
 pub use report::Copied;
 
 use wal::{Done, WalCopy};
-use wanted::Finished;
+use wanted::{Finished, unwanted};
 
 /// What is listed anew from the beginning, though it was whole before: files that came late,
 /// conflicts, what somebody deleted.
@@ -74,11 +74,17 @@ pub struct Copier {
     source: Repository,
     others: Vec<Repository>,
     aim: Repository,
+    /// What the destination keeps.
+    rules: RetentionConfig,
     report: Mutex<Copied>,
     /// Sources that the store cannot copy from by itself.
     not_server_side: Mutex<Vec<String>>,
     /// Backups that cannot be copied; they are tried again when everything is listed again.
     refused: Mutex<BTreeSet<BackupId>>,
+    /// Backups that the destination lacks and would not keep, and those that it would: judged
+    /// when they are new, and anew when everything is listed again.
+    unwanted: Mutex<BTreeSet<BackupId>>,
+    judged: Mutex<BTreeSet<BackupId>>,
     /// Objects of the backup under way that were verified: a store that fails in the middle
     /// must not make all of them be read again.
     verified: Mutex<BTreeSet<String>>,
@@ -131,12 +137,13 @@ impl Copier {
             .iter()
             .filter(|other| other.name != aim.name && other.name != source.name)
             .filter_map(|other| Repository::open(other).ok());
-        Ok(Self::over(
-            Repository::open(source)?,
-            others.collect(),
-            Repository::open(aim)?,
-            settings,
-        ))
+        let rules = aim.retention.clone();
+        let (source, others) = (Repository::open(source)?, others.collect());
+        let aim = Repository::open(aim)?;
+        Ok(Self {
+            rules,
+            ..Self::over(source, others, aim, settings)
+        })
     }
 
     /// Over repositories that are open.
@@ -151,9 +158,12 @@ impl Copier {
             source,
             others,
             aim,
+            rules: RetentionConfig::default(),
             report: Mutex::default(),
             not_server_side: Mutex::default(),
             refused: Mutex::default(),
+            unwanted: Mutex::default(),
+            judged: Mutex::default(),
             verified: Mutex::default(),
             held: tokio::sync::Mutex::default(),
             systems: tokio::sync::Mutex::default(),
@@ -286,6 +296,7 @@ impl Copier {
         let again = of.listed.is_none_or(|at| at.elapsed() >= EVERYTHING_AGAIN);
         if again {
             lock(&self.refused).clear();
+            lock(&self.judged).clear();
         }
         let (wanted, missing, held) = {
             let (here, there) = &mut *of.finished.lock().await;
@@ -296,6 +307,10 @@ impl Copier {
                 .await?;
             there.refresh(&of.aim, unusable(self.aim.place())).await?;
             let wanted = here.wanted_by(&of.aim, of.size).await?;
+            let lacking = wanted.backups.iter().map(|backup| &backup.id);
+            let lacking = lacking.filter(|id| !there.has(id)).cloned();
+            self.judge(of, lacking.collect()).await?;
+            let wanted = wanted.without(&lock(&self.unwanted));
             let missing = wanted
                 .backups
                 .iter()
@@ -335,6 +350,19 @@ impl Copier {
             failed = self.tail(of, from) => failed?,
         }
         self.upwards(of, from).await
+    }
+
+    /// Asks once of each backup whether the destination's own rules would keep it.
+    async fn judge(&self, of: &SystemCopy, missing: BTreeSet<BackupId>) -> Result<()> {
+        if missing.is_subset(&lock(&self.judged)) {
+            return Ok(());
+        }
+        let found = unwanted(&of.source, &of.aim, &self.rules, missing.clone()).await?;
+        lock(&self.judged).extend(missing.iter().cloned());
+        let mut unwanted = lock(&self.unwanted);
+        unwanted.retain(|id| !missing.contains(id));
+        unwanted.extend(found);
+        Ok(())
     }
 
     /// Brings new WAL until it is given up.

@@ -1,14 +1,18 @@
 //! What a destination wants of its source: the one place that decides it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
+use crate::config::RetentionConfig;
 use crate::error::Result;
 use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::System;
 use crate::repository::expired::Ranges;
 use crate::repository::keys::BackupId;
 use crate::repository::marker::Marker;
+use crate::retention::{self, Inventory};
 
 /// A finished backup, as far as a copy must know it. Its marker may hold a list of tens of
 /// thousands of objects.
@@ -51,6 +55,60 @@ pub fn wanted(
     Wanted {
         backups,
         wal_from: wal_from.unwrap_or(Lsn(0)),
+    }
+}
+
+/// Which of these backups of `source`, which `aim` lacks, its own `rules` would not keep: what
+/// is copied today must not expire tomorrow. Where it cannot be told, none.
+///
+/// # Errors
+/// One of the two did not answer.
+pub async fn unwanted(
+    source: &System,
+    aim: &System,
+    rules: &RetentionConfig,
+    missing: impl IntoIterator<Item = BackupId>,
+) -> Result<BTreeSet<BackupId>> {
+    let mut missing: BTreeSet<BackupId> = missing.into_iter().collect();
+    if missing.is_empty() || !rules.has_rules() {
+        return Ok(BTreeSet::new());
+    }
+    let now = Timestamp::now();
+    let load = |system: &System| {
+        let (repository, cluster) = (system.repository().clone(), system.cluster().to_owned());
+        async move { Inventory::load(&repository, &cluster, now).await }
+    };
+    let (here, there) = match tokio::try_join!(load(source), load(aim)) {
+        Ok(both) => both,
+        Err(error) if error.is_retryable() => return Err(error),
+        Err(error) => {
+            tracing::warn!(
+                "what {} would keep cannot be told, and all is copied there: {}",
+                aim.repository().place(),
+                error.one_line()
+            );
+            return Ok(BTreeSet::new());
+        }
+    };
+    let mut systems = here.systems.iter().chain(&there.systems);
+    if systems.any(|system| !system.problems.is_empty()) {
+        return Ok(BTreeSet::new());
+    }
+    let wanted = retention::wanted(&here, Some(&there), rules, now);
+    missing.retain(|id| !wanted.backups.contains(id));
+    Ok(missing)
+}
+
+impl Wanted {
+    /// Without what the destination would not keep, and without the WAL before the rest.
+    pub fn without(mut self, unwanted: &BTreeSet<BackupId>) -> Self {
+        if unwanted.is_empty() {
+            return self;
+        }
+        self.backups.retain(|backup| !unwanted.contains(&backup.id));
+        let from = self.backups.iter().map(|backup| backup.start_lsn).min();
+        self.wal_from = from.unwrap_or(self.wal_from);
+        self
     }
 }
 

@@ -19,13 +19,13 @@ const LAYERS: &[(&str, &str)] = &[
     ("storage",    "config"),
     ("repository", "config postgres storage"),
     ("wal",        "config postgres storage repository"),
-    // Nor do these four.
+    // Nor do these, but for a copy, which asks what its retention would keep.
     ("backup",     "config postgres storage repository wal"),
-    ("copy",       "config postgres storage repository wal"),
     ("retention",  "config postgres storage repository wal"),
+    ("copy",       "config postgres storage repository wal retention"),
     ("heartbeat",  "config postgres storage repository wal"),
     // The doctor looks at all of them and changes nothing.
-    ("doctor",     "config postgres storage repository wal copy"),
+    ("doctor",     "config postgres storage repository wal retention copy"),
     // Packages of their own: the restore, and the drill, which uses it.
     ("seawall_restore", "config postgres storage repository wal backup"),
     ("seawall_drill",   "config postgres storage repository wal backup seawall_restore"),
@@ -99,7 +99,7 @@ fn a_planted_wrong_arrow_is_caught_however_it_is_written() {
         ("src/wal/mod.rs", "use crate as top;"),
         ("src/wal/mod.rs", "use crate::*;"),
         ("src/wal/mod.rs", "use crate::Segment;"),
-        ("src/copy.rs", "use crate::retention::Kept;"),
+        ("src/retention/mod.rs", "use crate::copy::Lag;"),
         ("restore/src/lib.rs", "use seawall::cli::Arguments;"),
         ("restore/src/plan.rs", "use seawall_drill::report;"),
         ("restore/src/plan.rs", "use seawall::*;"),
