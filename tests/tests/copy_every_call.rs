@@ -1,6 +1,7 @@
 //! A copy that dies at any call of its store, and every kind of failure of it: what is there is
 //! a sound repository, only older than its source, and the next run completes it.
 
+use seawall::config::RetentionConfig;
 use seawall::copy::{Copier, Settings, lag};
 use seawall::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use seawall::repository::catalogue::Catalogue;
@@ -124,7 +125,9 @@ async fn one_case(source: &Source, case: &Case) -> bool {
     assert!(segments >= 7, "{case}: {segments}");
     for (system, _) in source.repository.systems("main").await.expect("it lists") {
         let aim = sound.system("main", system.id());
-        let lag = lag(&system, &aim).await.expect("it lists");
+        let lag = lag(&system, &aim, &RetentionConfig::default())
+            .await
+            .expect("it lists");
         assert!(lag.is_none(), "{case}: {lag:?}");
     }
     whole
@@ -290,7 +293,12 @@ fn what_retention_removed_on_either_side_is_no_gap_at_the_copy_and_does_not_come
         source.copier(&far).once().await.unwrap();
         let aim = far.system("main", near.id());
         expire(&aim, first, between).await;
-        assert!(lag(&near, &aim).await.unwrap().is_none());
+        assert!(
+            lag(&near, &aim, &RetentionConfig::default())
+                .await
+                .unwrap()
+                .is_none()
+        );
         let again = source.copier(&far);
         again.once().await.unwrap();
         assert_eq!(again.report().wal_objects, 0, "{:?}", again.report());
@@ -312,6 +320,11 @@ fn what_retention_removed_on_either_side_is_no_gap_at_the_copy_and_does_not_come
         let expired = aim.expired(first, size).await.unwrap();
         assert!(expired.outside(between.0, between.1).is_empty());
         assert!(!aim.acknowledged_without_it().await.unwrap());
-        assert!(lag(&near, &aim).await.unwrap().is_none());
+        assert!(
+            lag(&near, &aim, &RetentionConfig::default())
+                .await
+                .unwrap()
+                .is_none()
+        );
     });
 }
