@@ -307,6 +307,26 @@ fn a_repository_is_brought_what_it_lacks_also_where_nothing_is_archived_ahead() 
 }
 
 #[test]
+fn a_repository_that_was_away_when_the_process_began_gets_all_while_the_server_is_busy() {
+    let (site, second) = with_two("1");
+    let archiver = Archiver::of(&site);
+    archiver.make(1..=24);
+    second.unmount(false);
+    archiver.ask(1).success();
+    second.mount();
+    // No call is so far from the one before that the process would end for want of work.
+    for number in 2..=24 {
+        let _ = std::fs::remove_file(site.wal("seawall/missing/second/failed"));
+        archiver.ask(number).success();
+        if stored(&second, 1..=1) == 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    panic!("nobody opens the second repository anew");
+}
+
+#[test]
 fn a_segment_larger_than_the_memory_is_archived_all_the_same() {
     let memory = "[archive]\nmemory = \"10MB\"";
     let builder = Cluster::builder(PostgresVersion::find(15));

@@ -68,7 +68,7 @@ impl Ahead {
         whose: Whose,
         control: ControlFile,
     ) -> Arc<Self> {
-        let names = config.repository.iter().map(|r| r.name.clone());
+        let names = config.push_targets().map(|r| r.name.clone());
         Arc::new(Self {
             engine,
             spool: Spool::beside(&data.pg_wal()),
@@ -85,7 +85,8 @@ impl Ahead {
 
     /// Archives what is ready behind `asked`, the segment that PostgreSQL asks for now, and
     /// brings repositories what they lack. Comes back when nothing was left to do for a while,
-    /// on the first failure (the next call of the archive_command meets it and says it), when
+    /// on the first failure (the next call of the archive_command meets it and says it; the next
+    /// process opens the repositories anew), when
     /// the server has stopped or the configuration has changed, or, with the work at hand done,
     /// once `enough` is true.
     pub async fn work(self: Arc<Self>, asked: SegmentName, enough: watch::Receiver<bool>) {
@@ -96,12 +97,19 @@ impl Ahead {
             return;
         };
         let mut running: JoinSet<Result<()>> = JoinSet::new();
-        let mut repair: Option<JoinHandle<()>> = None;
+        let mut repair: Option<JoinHandle<bool>> = None;
         let (mut looked_around, mut told_enough) = (None::<Instant>, None::<Instant>);
         let mut told = None;
         let mut failed = false;
         loop {
             if *enough.borrow() {
+                told_enough.get_or_insert_with(Instant::now);
+            }
+            if let Some(ended) = repair.take_if(|repair| repair.is_finished())
+                && !ended.await.unwrap_or(false)
+            {
+                // Perhaps its disk was not mounted when we opened it, and is now: whoever is
+                // started next opens it anew.
                 told_enough.get_or_insert_with(Instant::now);
             }
             if looked_around.is_none_or(|at| at.elapsed() > LOOK_AROUND) {
@@ -118,10 +126,7 @@ impl Ahead {
                     run = Run::behind(other, &self.control).unwrap_or(run);
                 }
                 told = now_told;
-                if repair.as_ref().is_none_or(JoinHandle::is_finished)
-                    && told_enough.is_none()
-                    && self.due().next().is_some()
-                {
+                if repair.is_none() && told_enough.is_none() && self.due().next().is_some() {
                     repair = Some(tokio::spawn(Arc::clone(&self).repair()));
                     run.changed = Instant::now();
                 }
@@ -135,7 +140,7 @@ impl Ahead {
                 running.spawn(Arc::clone(&self).archive(next));
                 run.begun();
             }
-            let repairing = repair.as_ref().is_some_and(|repair| !repair.is_finished());
+            let repairing = repair.is_some();
             let may_end = match told_enough {
                 Some(at) => !repairing || at.elapsed() > GRACE,
                 None => failed || (!repairing && run.changed.elapsed() > IDLE),

@@ -16,15 +16,18 @@ impl Ahead {
             .due(self.repositories.iter().map(String::as_str))
     }
 
-    /// Brings every repository that is due all that it lacks.
-    pub(super) async fn repair(self: Arc<Self>) {
+    /// Brings every repository that is due all that it lacks. Says whether it could.
+    pub(super) async fn repair(self: Arc<Self>) -> bool {
+        let mut whole = true;
         for repository in self.due() {
             let trouble = self.repair_one(repository).await;
             if trouble.is_none() {
                 self.engine.caught_up(repository);
             }
+            whole &= trouble.is_none();
             self.missing.ended(repository, trouble.as_deref());
         }
+        whole
     }
 
     /// A file that nobody has any more, or that is there with other content, must not keep the
