@@ -4,8 +4,9 @@
 //! Several daemons may serve one cluster, its standbys' among them. Each claims what it is about
 //! to do by a lease; of two claims the older one goes first, and who waits looks again. A base
 //! backup or a drill that is there is not made again; a copy or an expiry leaves nothing to
-//! look for, and the whole of it is gone through once more, which does no harm. Leases only inform: where they cannot be written or are ignored,
-//! the same is done twice, which costs and harms nothing.
+//! look for, and the whole of it is gone through once more, which does no harm. Leases only
+//! inform: where they cannot be written or are ignored, the same is done twice, which costs and
+//! harms nothing.
 
 use std::time::Duration;
 
