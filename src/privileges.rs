@@ -3,7 +3,8 @@
 //! has done what only root can do.
 
 use std::ffi::CString;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
 use nix::unistd::{self, Gid, Uid, User};
@@ -65,6 +66,13 @@ impl Account {
     /// Gives `path` itself to this user.
     pub fn own(&self, path: &Path) -> Result<()> {
         unistd::chown(path, Some(self.uid), Some(self.gid)).map_err(|error| {
+            Error::failed(format!("cannot give {} to {}", path.display(), self.name)).because(error)
+        })
+    }
+
+    /// The same for what is open and lies at `path`, whatever has taken its place there.
+    pub fn own_opened(&self, file: &File, path: &Path) -> Result<()> {
+        fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw())).map_err(|error| {
             Error::failed(format!("cannot give {} to {}", path.display(), self.name)).because(error)
         })
     }

@@ -1,6 +1,8 @@
 //! `seawall daemon`.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -8,8 +10,14 @@ use clap::Parser;
 use super::report;
 use crate::config::Config;
 use crate::daemon::{self, Accepted, Options};
+use crate::durable;
 use crate::error::{Error, Exit, IoContext, Result};
 use crate::privileges::{Account, is_root};
+
+const HINT: &str = "make it for the user that the daemon runs as, or set daemon.state_directory";
+
+/// How the names of what lies in a state directory begin.
+const FILES: [&str; 3] = ["state.json", "accepted.toml", "probe"];
 
 /// Do everything on its schedule, for all clusters, until it is stopped
 ///
@@ -33,6 +41,7 @@ pub fn run(args: &DaemonArgs) -> Result<Exit> {
     let directory = accepted.config.daemon.state_directory.clone();
     prepare(&directory, &accepted.config)?;
     let _lock = lock(&directory)?;
+    probe(&directory)?;
     let options = Options {
         program: daemon::child::own_program()
             .map_err(|error| Error::failed("cannot find where this program lies").because(error))?,
@@ -58,15 +67,13 @@ pub fn run(args: &DaemonArgs) -> Result<Exit> {
 
 /// Makes the state directory, and becomes the user that it is to belong to.
 fn prepare(directory: &Path, config: &Config) -> Result<()> {
-    let made = !directory.is_dir();
-    if made {
-        let hint = "make it for the user that the daemon runs as, or set daemon.state_directory";
+    if !directory.is_dir() {
         std::fs::create_dir_all(directory)
             .on("make", directory)
             .map_err(|error| {
                 Error::failed("there is no place for the state")
                     .because(error)
-                    .hint(hint)
+                    .hint(HINT)
             })?;
     }
     if !is_root() {
@@ -81,17 +88,71 @@ fn prepare(directory: &Path, config: &Config) -> Result<()> {
     let first = config.cluster.values().next();
     match first.and_then(|cluster| Account::owner_of(&cluster.data_directory)) {
         Some(account) if !several => {
-            if made {
-                account.own(directory)?;
-            }
+            hand_over(directory, &account)?;
             account.become_it()
         }
         _ => Ok(()),
     }
 }
 
+/// As root: gives the state directory and the files in it to `account`, where they are root's:
+/// made by hand, or by a daemon that stayed root. A directory that holds other things, too, is
+/// somebody else's (`/var/lib`, say) and is left alone.
+fn hand_over(directory: &Path, account: &Account) -> Result<()> {
+    let opened = File::open(directory).on("open", directory)?;
+    let mut ours = Vec::new();
+    for entry in std::fs::read_dir(directory).on("list", directory)? {
+        let name = entry.on("list", directory)?.file_name();
+        let name = name.to_string_lossy();
+        if FILES.iter().any(|file| name.starts_with(file)) {
+            ours.push(directory.join(name.as_ref()));
+        } else if name != "lost+found" {
+            return Ok(());
+        }
+    }
+    for path in ours {
+        // Who may write here could have put a link to anything in its place.
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+            .open(&path);
+        if let Ok(file) = file {
+            let metadata = file.metadata().on("look at", &path)?;
+            if metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == 0 {
+                account.own_opened(&file, &path)?;
+            }
+        }
+    }
+    if opened.metadata().on("look at", directory)?.uid() == 0 {
+        account.own_opened(&opened, directory)?;
+    }
+    Ok(())
+}
+
+/// Whether the state can be noted at all. A disk that is full stops no work, now as later.
+fn probe(directory: &Path) -> Result<()> {
+    let path = directory.join("probe");
+    let written = durable::write_file(&path, b"", 0o600);
+    let _ = std::fs::remove_file(&path);
+    match written {
+        Err(error) if is_full(&error) => {
+            tracing::warn!("{} cannot be written: {error}", directory.display());
+            Ok(())
+        }
+        written => written.on("write", &path).map_err(|error| {
+            Error::failed("the state directory cannot be used")
+                .because(error)
+                .hint(HINT)
+        }),
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 fn owner(path: &Path) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).ok().map(|metadata| metadata.uid())
 }
 

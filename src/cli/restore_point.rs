@@ -155,18 +155,30 @@ fn show(
     for Recoverable {
         repository,
         backup,
+        timeline,
         after,
     } in &recoverable
     {
         let seconds = after.as_secs_f64();
+        let told = timeline.map(|timeline| format!(", with --timeline {timeline}"));
         print(&format!(
-            "  from repository {repository}, by backup {backup}, after {seconds:.1} s"
+            "  from repository {repository}, by backup {backup}, after {seconds:.1} s{}",
+            told.unwrap_or_default()
         ));
     }
-    print(&format!(
-        "to go back to it: seawall restore --to DIRECTORY --name {}",
-        quoted(&args.name)
-    ));
+    let told = recoverable.iter().find_map(|one| one.timeline);
+    let told = told.map(|timeline| format!(" --timeline {timeline}"));
+    let command = format!(
+        "seawall restore --to DIRECTORY --name {}{}",
+        quoted(&args.name),
+        told.as_deref().unwrap_or_default()
+    );
+    if told.is_some() {
+        super::say(
+            "warning: the newest timeline does not pass this point; a restore must be told --timeline",
+        );
+    }
+    print(&format!("to go back to it: {command}"));
     Ok(())
 }
 

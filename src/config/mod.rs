@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 pub use duration::HumanDuration;
 pub use retention::RetentionConfig;
+pub(crate) use schedule::LONGEST_RETRY;
 pub use schedule::{DaemonConfig, HeartbeatConfig, ScheduleConfig, ScheduleLines};
 pub use secret::SecretValue;
 pub use wal::{Acknowledge, ArchiveConfig, FetchConfig, SEGMENTS_AHEAD};

@@ -11,6 +11,9 @@ use crate::schedule::{self, Schedule};
 /// The word in place of a line for what never pauses.
 const CONTINUOUS: &str = "continuous";
 
+/// The longest wait between two attempts at what fails.
+pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(3600);
+
 /// When the daemon does what, as crontab(5) lines. What has no line is not done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -114,6 +117,9 @@ impl DaemonConfig {
         }
         if self.retry_after.0 < Duration::from_secs(1) {
             return Err("daemon.retry_after must be one second at least".into());
+        }
+        if self.retry_after.0 > LONGEST_RETRY {
+            return Err("daemon.retry_after must be one hour at most".into());
         }
         Ok(())
     }

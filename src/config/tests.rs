@@ -129,6 +129,11 @@ fn a_wrong_line_of_a_schedule_is_named_with_its_field_and_stops_only_the_daemon(
             "daemon.state_directory",
             "absolute",
         ),
+        (
+            "[daemon]\nretry_after = \"2h\"",
+            "daemon.retry_after",
+            "one hour at most",
+        ),
     ] {
         // Archiving and restores go on.
         let config = parse(&format!("{GOOD}\n{text}\n")).unwrap();

@@ -1,20 +1,19 @@
 //! Whether a job is due: a pure function of its schedule, of what is remembered of it, and of
 //! the wall clock. A clock that jumps is met here, too.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::operation::{Operation, Task};
+use crate::config::LONGEST_RETRY;
 use crate::error::Exit;
-
-/// The longest wait between two attempts.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Setting the clock back by more than this is no correction: what was done lies in a future
 /// that was none.
-const CORRECTION: SignedDuration = SignedDuration::from_hours(1);
+pub(super) const CORRECTION: SignedDuration = SignedDuration::from_hours(1);
 
 /// What is remembered of a job.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -80,6 +79,9 @@ pub struct Failing {
     pub since: Timestamp,
     /// How many failed.
     pub count: u32,
+    /// How many of them for the same time on the schedule.
+    #[serde(default)]
+    pub row: u32,
     /// When it is tried again; none: not before the configuration is read again, or its next
     /// time.
     pub retry_at: Option<Timestamp>,
@@ -99,11 +101,12 @@ impl Record {
     pub fn prepare(&mut self, task: &Task, now: Timestamp) {
         let line = format!("{} {}", task.schedule.line(), task.schedule.zone_name());
         if self.line != line {
-            // Whether there is a base backup since it was last due, the repository can tell.
-            // Of the others nobody knows: they begin with their next time.
-            let unknown = self.line.is_empty() && task.job.operation == Operation::Full;
-            self.handled = (!unknown).then_some(now);
-            self.failing = None;
+            // Whether there is a base backup since it was last due by this line, the repository
+            // can tell: one that was due, waited or failed must not be lost with the old line.
+            // Of the others nobody knows: they begin with their next time, and what fails is
+            // tried again.
+            self.handled = (task.job.operation != Operation::Full).then_some(now);
+            self.waiting = None;
             self.line = line;
         }
         if self
@@ -114,7 +117,10 @@ impl Record {
             self.handled = Some(now);
         }
         if let Some(failing) = &mut self.failing {
-            let latest = now + signed(LONGEST_WAIT);
+            let latest = now + signed(LONGEST_RETRY);
+            if failing.due > now + CORRECTION {
+                failing.due = now;
+            }
             failing.retry_at = failing.retry_at.map(|retry| retry.min(latest));
         }
     }
@@ -163,16 +169,17 @@ impl Record {
                 let count = before.as_ref().map_or(0, |failing| failing.count) + 1;
                 // Its next time on the schedule is a new beginning.
                 let row = match &before {
-                    Some(failing) if failing.due == run.due => count,
+                    Some(failing) if failing.due == run.due => failing.row.saturating_add(1),
                     _ => 1,
                 };
-                let wait = retry_after.saturating_mul(1 << (row - 1).min(20));
+                let wait = retry_after.saturating_mul(1 << row.saturating_sub(1).min(20));
                 let permanent = run.exit == Some(Exit::Usage as i32);
                 Some(Failing {
                     due: run.due,
                     since: before.map_or(run.ended, |failing| failing.since),
                     count,
-                    retry_at: (!permanent).then(|| run.ended + signed(wait.min(LONGEST_WAIT))),
+                    row,
+                    retry_at: (!permanent).then(|| run.ended + signed(wait.min(LONGEST_RETRY))),
                 })
             }
             _ => None,
@@ -186,6 +193,23 @@ impl Record {
             failing.retry_at.get_or_insert(now);
         }
     }
+}
+
+/// What is due now, the longest waiting first: what would otherwise always come behind
+/// something else, as `expire` behind a copy that takes longer than its interval, has its turn.
+pub fn due_now<'a>(
+    tasks: &'a [Task],
+    records: &mut BTreeMap<String, Record>,
+    now: Timestamp,
+) -> Vec<(Timestamp, &'a Task)> {
+    let mut found = Vec::new();
+    for task in tasks {
+        let record = records.entry(task.job.key()).or_default();
+        record.prepare(task, now);
+        found.extend(record.due(task, now).map(|due| (due, task)));
+    }
+    found.sort_by_key(|(due, _)| *due);
+    found
 }
 
 fn signed(duration: Duration) -> SignedDuration {

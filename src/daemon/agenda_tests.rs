@@ -137,18 +137,74 @@ fn jitter_puts_every_run_off_and_the_listing_says_so() {
 }
 
 #[test]
-fn another_line_makes_nothing_up_and_a_clock_that_was_ahead_does_no_harm() {
-    let daily = task(Operation::Full, "0 1 * * *");
-    let mut record = record(&daily, at("01T12:00:00"));
-    record.ended(run(at("01T01:00:00"), at("01T12:05:00"), 0), MINUTE);
-    let hourly = task(Operation::Full, "0 * * * *");
-    record.prepare(&hourly, at("01T15:30:00"));
-    assert_eq!(record.due(&hourly, at("01T15:30:00")), None);
-    assert_eq!(
-        record.due(&hourly, at("01T16:00:00")),
-        Some(at("01T16:00:00"))
-    );
+fn another_line_loses_no_base_backup_and_of_other_jobs_only_what_was_missed() {
+    let now = at("01T15:30:00");
+    for operation in [Operation::Full, Operation::Expire] {
+        let daily = task(operation, "0 1 * * *");
+        let hourly = task(operation, "0 * * * *");
+        let mut record = record(&daily, at("01T00:30:00"));
+        record.waiting = Some(Waiting {
+            since: at("01T01:00:00"),
+            why: "away".into(),
+        });
+        // What is due by the new line, the repository judges for base backups alone.
+        let expected = (operation == Operation::Full).then(|| at("01T15:00:00"));
+        let mut waited = record.clone();
+        waited.prepare(&hourly, now);
+        assert_eq!(waited.due(&hourly, now), expected);
+        assert_eq!(waited.waiting, None);
 
+        record.ended(run(at("01T01:00:00"), at("01T15:29:30"), 1), MINUTE);
+        record.prepare(&hourly, now);
+        assert_eq!(record.due(&hourly, now), expected);
+        let retry = at("01T15:30:30");
+        assert_eq!(record.failing.as_ref().unwrap().retry_at, Some(retry));
+        assert!(record.due(&hourly, retry).is_some());
+    }
+}
+
+#[test]
+fn a_failure_of_another_time_makes_no_wait_longer() {
+    let task = task(Operation::Drill, "0 3 * * *");
+    let mut record = record(&task, at("01T12:00:00"));
+    for day in ["02", "03", "04"] {
+        let due = at(&format!("{day}T03:00:00"));
+        record.ended(run(due, due, 1), MINUTE);
+        let again = due + SignedDuration::from_mins(1);
+        record.ended(run(due, again, 1), MINUTE);
+        let failing = record.failing.as_ref().unwrap();
+        assert_eq!(
+            failing.retry_at,
+            Some(again + SignedDuration::from_mins(2)),
+            "{day}"
+        );
+    }
+    assert_eq!(record.failing.unwrap().count, 6);
+}
+
+#[test]
+fn what_waits_longest_comes_first_so_that_a_copy_without_end_keeps_no_expire_away() {
+    let copy = task(Operation::Copy, "*/10 * * * *");
+    let expire = task(Operation::Expire, "5 3 * * *");
+    let tasks = [copy, expire];
+    let mut records = BTreeMap::new();
+    assert!(due_now(&tasks, &mut records, at("02T03:00:00")).is_empty());
+    // A copy that began at 03:00 has just ended.
+    let now = at("02T03:12:00");
+    let due = due_now(&tasks, &mut records, now);
+    let mut running = std::collections::BTreeSet::new();
+    for (_, task) in &due {
+        assert!(task.job.may_begin(&running), "{}", task.job);
+        running.insert(task.job.clone());
+    }
+    assert_eq!(running.len(), 2);
+    assert_eq!(due[0].0, at("02T03:05:00"));
+}
+
+#[test]
+fn a_clock_that_was_ahead_does_no_harm() {
+    let hourly = task(Operation::Full, "0 * * * *");
+    let mut record = record(&hourly, at("01T12:00:00"));
     // A correction by some minutes repeats nothing; a clock that was days ahead costs nothing.
     record.ended(run(at("01T16:00:00"), at("01T16:01:00"), 0), MINUTE);
     let mut corrected = record.clone();

@@ -57,22 +57,31 @@ impl Attempt {
             Look::NotNow(why) => return Outcome::Waits(why, false),
             Look::Away(why) => return Outcome::Waits(why, true),
         };
-        let order = recipe.order().await;
-        let started = Timestamp::now();
-        tracing::info!("{job}: begins, due {due}");
-        let _ = begun.send(job.clone());
-        let ended = child::run(&order, stop).await;
+        // It looks at the configuration's file, whose disk may hang.
+        let order = tokio::select! {
+            order = recipe.order() => Some(order),
+            () = child::told(&mut told) => None,
+        };
+        let outcome = match order {
+            None => Outcome::GivenUp,
+            Some(order) => {
+                let started = Timestamp::now();
+                tracing::info!("{job}: begins, due {due}");
+                let _ = begun.send(job.clone());
+                match child::run(&order, stop).await {
+                    Ok(ended) => Outcome::Ran(started, ended),
+                    Err(error) => Outcome::Broken(format!(
+                        "{} cannot be started: {error}",
+                        order.program.display()
+                    )),
+                }
+            }
+        };
         if let Some(claim) = claim {
             // A store that is away must not hold up the end.
             let _ = tokio::time::timeout(Duration::from_secs(5), claim.release()).await;
         }
-        match ended {
-            Ok(ended) => Outcome::Ran(started, ended),
-            Err(error) => Outcome::Broken(format!(
-                "{} cannot be started: {error}",
-                order.program.display()
-            )),
-        }
+        outcome
     }
 }
 

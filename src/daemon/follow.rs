@@ -49,8 +49,8 @@ impl Followers {
         self.running.len()
     }
 
-    /// Ends those that run, and starts `wanted` instead: each has read a configuration that is
-    /// not valid any more.
+    /// Ends those that run, and starts `wanted` instead: each has read a configuration, and
+    /// secrets, that may not be valid any more.
     pub fn replace(&mut self, wanted: Vec<((String, Continuous), Recipe)>) {
         let mut old = std::mem::take(&mut self.running);
         for follower in old.values() {
@@ -88,7 +88,11 @@ async fn follow(recipe: Recipe, mut stop: watch::Receiver<bool>, tell: impl Fn(O
     let mut trouble: Option<String> = None;
     while !*stop.borrow() {
         let started = Instant::now();
-        let order = recipe.order().await;
+        // It looks at the configuration's file, whose disk may hang.
+        let order = tokio::select! {
+            order = recipe.order() => order,
+            () = child::told(&mut stop) => return,
+        };
         let running = child::run(&order, stop.clone());
         tokio::pin!(running);
         // It counts as being well once it stays up.
@@ -115,15 +119,32 @@ async fn follow(recipe: Recipe, mut stop: watch::Receiver<bool>, tell: impl Fn(O
             tell(Some(said.clone()));
             trouble = Some(said);
         }
-        // A wrong configuration is only mended by another one: then this one is replaced.
-        let pause = match exit {
-            Some(code) if code == Exit::Usage as i32 => Duration::MAX,
-            _ => wait,
-        };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause_after(exit, wait)) => {}
             () = child::told(&mut stop) => return,
         }
         wait = (wait * 2).min(WAITS.1);
+    }
+}
+
+/// How long to wait after this exit code. A wrong configuration is seldom mended by waiting; a
+/// secret whose file was missing for a moment is.
+fn pause_after(exit: Option<i32>, wait: Duration) -> Duration {
+    match exit {
+        Some(code) if code == Exit::Usage as i32 => WAITS.1,
+        _ => wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_is_started_again_in_five_minutes_at_the_latest() {
+        for exit in [None, Some(0), Some(1), Some(2), Some(5)] {
+            assert!(pause_after(exit, WAITS.0) <= Duration::from_secs(300));
+        }
+        assert_eq!(pause_after(Some(1), WAITS.0), WAITS.0);
     }
 }

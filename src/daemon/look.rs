@@ -2,14 +2,17 @@
 //! server and repository there at all?
 //!
 //! Several daemons may serve one cluster, its standbys' among them. Each claims what it is about
-//! to do by a lease; of two claims the older one goes first, and who waits looks again, finds
-//! the result, and is done. Leases only inform: where they cannot be written or are ignored,
-//! the same is done twice, which costs and harms nothing.
+//! to do by a lease; of two claims the older one goes first, and who waits looks again. A base
+//! backup or a drill that is there is not made again; a copy or an expiry leaves nothing to
+//! look for, and the whole of it is gone through once more, which does no harm. Leases only
+//! inform: where they cannot be written or are ignored, the same is done twice, which costs and
+//! harms nothing.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
+use super::agenda::CORRECTION;
 use super::operation::{Job, Operation};
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, Result};
@@ -17,7 +20,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::sql::Client;
 use crate::repository::Repository;
 use crate::repository::keys::BackupKind;
-use crate::repository::leases::{Held, Lease, Work};
+use crate::repository::leases::{Held, LEASE_TIME, Lease, Work};
 
 /// What a look may take. What takes longer is as good as away.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,14 +117,13 @@ async fn result_since(
     job: &Job,
     due: Timestamp,
 ) -> Result<Option<String>> {
-    // Both begin with the time at which they began.
-    let first = due.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let period = Period::since(due, Timestamp::now());
     match job.operation {
         Operation::Full => {
             let control = ControlFile::read(&cluster.data_directory)?;
             let system = repository.system(&job.cluster, control.system_id);
             for id in system.backup_ids().await?.into_iter().rev() {
-                if id.kind() != BackupKind::Full || id.as_str() < first.as_str() {
+                if id.kind() != BackupKind::Full || !period.holds(id.as_str()) {
                     continue;
                 }
                 if let Some(Ok(_)) = system.marker_if_finished(&id).await? {
@@ -132,10 +134,34 @@ async fn result_since(
         }
         Operation::Drill => {
             let ids = repository.drill_ids(&job.cluster).await?;
-            let found = ids.into_iter().rfind(|id| *id >= first);
+            let found = ids.into_iter().rfind(|id| period.holds(id));
             Ok(found.map(|id| format!("there is drill {id}")))
         }
         Operation::Copy | Operation::Expire => Ok(None),
+    }
+}
+
+/// From a time on the schedule until now, as names of backups and drills have it: both begin
+/// with the time at which they began.
+struct Period {
+    first: String,
+    last: String,
+}
+
+impl Period {
+    fn since(due: Timestamp, now: Timestamp) -> Self {
+        let name = |time: Timestamp| time.strftime("%Y%m%dT%H%M%SZ").to_string();
+        Self {
+            first: name(due),
+            last: name(now + CORRECTION),
+        }
+    }
+
+    /// What bears a later time comes from a clock that was ahead. It must not count as the
+    /// result of everything that is due until then: that may be years.
+    fn holds(&self, id: &str) -> bool {
+        let time = id.get(..self.last.len()).unwrap_or(id);
+        (self.first.as_str()..=self.last.as_str()).contains(&time)
     }
 }
 
@@ -155,8 +181,13 @@ async fn has_backup(repository: &Repository, job: &Job) -> Result<bool> {
 async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Result<Option<Lease>> {
     let operation = job.operation.to_string();
     let now = Timestamp::now();
+    // Nobody's lease ends later than this, but one of a clock that was ahead.
+    let latest = SignedDuration::try_from(LEASE_TIME)
+        .ok()
+        .and_then(|time| now.checked_add(time + CORRECTION).ok())
+        .unwrap_or(Timestamp::MAX);
     for lease in repository.leases(&job.cluster).await? {
-        if !lease.holds(now) || lease.is_left_by_the_dead() {
+        if !lease.holds(now) || lease.until > latest || lease.is_left_by_the_dead() {
             continue;
         }
         let same = match lease.work {
@@ -166,7 +197,11 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
             // One at a time on a host, as many as there are hosts.
             Work::Drill => false,
             Work::Scheduled => {
-                lease.operation() == Some(&operation) && claim.came_after(&lease).await
+                // One of our own was left where its store was away when it was to go: of one
+                // job there is never a second attempt.
+                lease.operation() == Some(&operation)
+                    && !lease.is_of_this_process()
+                    && claim.came_after(&lease).await
             }
             Work::CopySource | Work::Restore | Work::Other => false,
         };
@@ -175,4 +210,75 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Store;
+
+    fn scene(operation: Operation) -> (Repository, ClusterConfig, Job) {
+        let text = "[cluster.main]\ndata_directory = \"/main\"\n[[repository]]\nname = \"near\"\nurl = \"file:///near\"";
+        let config = Config::parse(text, "/x.toml".into()).unwrap();
+        let job = Job {
+            cluster: "main".into(),
+            operation,
+        };
+        let repository = Repository::over("near", Store::memory().unwrap());
+        (repository, config.cluster["main"].clone(), job)
+    }
+
+    #[tokio::test]
+    async fn what_bears_a_time_of_the_future_is_no_result() {
+        let (repository, cluster, job) = scene(Operation::Drill);
+        let now = Timestamp::now();
+        let due = now - SignedDuration::from_mins(5);
+        let put = async |id: &str| {
+            let report = serde_json::json!({"format": 1});
+            repository.put_drill("main", id, &report).await.unwrap();
+        };
+        let found = async || {
+            result_since(&repository, &cluster, &job, due)
+                .await
+                .unwrap()
+        };
+        put("20990101T000000Z-0a0b0c0d").await;
+        assert_eq!(found().await, None);
+        // The clocks of two hosts may differ by a little.
+        let id = (now + SignedDuration::from_mins(2)).strftime("%Y%m%dT%H%M%SZ-0a0b0c0d");
+        put(&id.to_string()).await;
+        assert_eq!(found().await, Some(format!("there is drill {id}")));
+
+        let period = Period::since(due, now);
+        assert!(!period.holds("20990101T000000Z-full-0a0b0c0d"));
+        assert!(!period.holds("20000101T000000Z-full-0a0b0c0d"));
+        let full = now.strftime("%Y%m%dT%H%M%SZ-full-0a0b0c0d").to_string();
+        assert!(period.holds(&full));
+    }
+
+    #[tokio::test]
+    async fn neither_a_lease_of_the_future_nor_a_claim_left_by_oneself_holds_anything_up() {
+        let (repository, _, job) = scene(Operation::Full);
+        let old = repository.claim("main", "full").await;
+        let claim = repository.claim("main", "full").await;
+        let at_it = async || somebody_at_it(&repository, &job, &claim).await.unwrap();
+        assert_eq!(at_it().await, None);
+
+        let [mine, _] = &repository.leases("main").await.unwrap()[..] else {
+            panic!("two leases")
+        };
+        let mut lease = mine.clone();
+        lease.holder = "elsewhere-1-00000000".into();
+        lease.until = Timestamp::now() + SignedDuration::from_hours(24 * 365);
+        for work in [Work::Scheduled, Work::Backup] {
+            lease.work = work;
+            repository.put_lease("main", &lease).await.unwrap();
+            assert_eq!(at_it().await, None, "{work:?}");
+        }
+        lease.until = Timestamp::now() + SignedDuration::from_mins(11);
+        repository.put_lease("main", &lease).await.unwrap();
+        let found = at_it().await.map(|found| found.holder);
+        assert_eq!(found, Some(lease.holder));
+        old.release().await;
+    }
 }

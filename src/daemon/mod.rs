@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 pub use accepted::Accepted;
 
@@ -75,6 +75,9 @@ struct Daemon {
     /// Commands that have begun are told here.
     begun: mpsc::UnboundedSender<Job>,
     followers: Followers,
+    /// The configuration, being read again, and whether that was asked for once more since.
+    reading: Option<JoinHandle<Result<Accepted>>>,
+    read_again: bool,
     stop: watch::Sender<bool>,
     notify: Notify,
 }
@@ -112,6 +115,8 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
         attempted: HashMap::new(),
         begun,
         followers: Followers::new(news),
+        reading: None,
+        read_again: false,
         stop: watch::Sender::new(false),
         notify: Notify::new(),
     };
@@ -125,7 +130,8 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
             Some(done) = daemon.attempts.join_next_with_id() => daemon.attempt_ended(done),
             Some(news) = heard.recv() => daemon.heard(news),
             Some(job) = began.recv() => daemon.began(&job),
-            _ = hangup.recv() => daemon.reload().await,
+            _ = hangup.recv() => daemon.reload(),
+            read = finished(&mut daemon.reading) => daemon.reloaded(read),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -147,10 +153,8 @@ impl Daemon {
 
     fn tick(&mut self) {
         let now = Timestamp::now();
-        for task in &self.tasks {
+        for (due, task) in agenda::due_now(&self.tasks, &mut self.state.jobs, now) {
             let job = &task.job;
-            let record = self.state.jobs.entry(job.key()).or_default();
-            record.prepare(task, now);
             let paused = self
                 .pauses
                 .get(job)
@@ -158,9 +162,6 @@ impl Daemon {
             if paused || !job.may_begin(&self.running) {
                 continue;
             }
-            let Some(due) = record.due(task, now) else {
-                continue;
-            };
             let attempt = Attempt {
                 job: job.clone(),
                 due,
@@ -297,13 +298,28 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again. What runs goes on; what never ends is started anew.
-    async fn reload(&mut self) {
+    /// Begins to read the configuration again.
+    fn reload(&mut self) {
         self.notify.reloading();
+        if self.reading.is_some() {
+            // What was read of it may be of before.
+            self.read_again = true;
+            return;
+        }
         let path = self.accepted.config.path.clone();
-        // Reading may block, as every disk.
-        let read = tokio::task::spawn_blocking(move || Accepted::load(Some(&path))).await;
-        let read = read.unwrap_or_else(|error| Err(Error::failed(error.to_string())));
+        // A disk may hang, and then nothing else must.
+        self.reading = Some(tokio::task::spawn_blocking(move || {
+            Accepted::load(Some(&path))
+        }));
+    }
+
+    /// Takes the configuration that was read. What runs goes on; what never ends is started
+    /// anew, for the secrets that it holds may have changed though the configuration has not.
+    fn reloaded(&mut self, read: Result<Accepted>) {
+        self.reading = None;
+        if std::mem::take(&mut self.read_again) {
+            return self.reload();
+        }
         match read.and_then(|new| Ok((operation::tasks(&new.config, &self.options.host)?, new))) {
             Err(error) => tracing::error!(
                 "the configuration stays as it was, for the new one is wrong: {}",
@@ -317,7 +333,6 @@ impl Daemon {
                         directory.display()
                     );
                 }
-                let same = new.config.digest == self.accepted.config.digest;
                 self.tasks = tasks;
                 self.accepted = Arc::new(new);
                 self.pauses.clear();
@@ -328,7 +343,7 @@ impl Daemon {
                     record.prepare(task, now);
                     record.reloaded(now);
                 }
-                if let Err(error) = if same { Ok(()) } else { self.follow() } {
+                if let Err(error) = self.follow() {
                     tracing::error!("{}", error.one_line());
                 }
                 tracing::info!("the configuration was read again");
@@ -360,9 +375,9 @@ impl Daemon {
     }
 
     async fn end(&mut self) {
-        let limit = self.accepted.config.daemon.stop_timeout.0;
-        // Its children's time, and a little to say goodbye.
-        self.notify.stopping(limit + Duration::from_secs(10));
+        // Its children's time, and a little for their last words and to release claims.
+        let limit = self.accepted.config.daemon.stop_timeout.0 + Duration::from_secs(10);
+        self.notify.stopping(limit + Duration::from_secs(20));
         tracing::info!(
             "stopping: {} told to give up",
             counted(self.running.len(), "job")
@@ -375,9 +390,21 @@ impl Daemon {
                 ended.push(done);
             }
         };
-        tokio::join!(followers, attempts);
+        // What hangs in the kernel outlives SIGKILL, and must not keep us.
+        let all = async { tokio::join!(followers, attempts) };
+        let late = tokio::time::timeout(limit, all).await.is_err();
         for done in ended {
             self.attempt_ended(done);
+        }
+        if late {
+            let left: Vec<_> = self.running.iter().map(Job::to_string).collect();
+            tracing::warn!(
+                "something does not end, though it was killed, and is left: {}",
+                match left.is_empty() {
+                    true => "what never ends by itself".to_owned(),
+                    false => left.join(", "),
+                }
+            );
         }
         self.saver.save_now(&self.state).await;
         tracing::info!("stopped");
@@ -416,6 +443,16 @@ impl Daemon {
             }
         }
         text
+    }
+}
+
+/// Waits for what is being read; for ever where nothing is.
+async fn finished(reading: &mut Option<JoinHandle<Result<Accepted>>>) -> Result<Accepted> {
+    match reading {
+        Some(reading) => reading
+            .await
+            .unwrap_or_else(|error| Err(Error::failed(error.to_string()))),
+        None => std::future::pending().await,
     }
 }
 

@@ -37,6 +37,14 @@ const FORMAT: u32 = 1;
 /// What the server is asked takes no longer, or it counts as away.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A session that does not answer is given up after [`PATIENCE`], the next after twice as long,
+/// and so on up to this: the server keeps the process of each as long as its disk hangs, and has
+/// a limited number of them.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1800);
+
+/// The longest pause between two sessions while the server is away or refuses them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// How often the wall clock is looked at: it may jump, and machines sleep.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -87,33 +95,80 @@ pub async fn beat(client: &Client) -> Result<Option<Beat>> {
 /// segments where `objectives.rpo` asks for it. What is wrong is said once, and once when it
 /// is over; it never ends by itself.
 pub async fn follow(config: &Config, cluster: &ClusterConfig, interval: Duration) {
-    let mut session: Option<Session> = None;
-    let mut trouble: Option<(Timestamp, String)> = None;
-    let mut last = None;
+    let mut beating = Beating::default();
+    let mut trouble: Option<Trouble> = None;
     loop {
         let now = Timestamp::now();
-        let round = one_round(config, cluster, interval, &mut session, &mut last, now);
-        let result = match tokio::time::timeout(PATIENCE, round).await {
-            Ok(result) => result.map_err(|error| error.one_line()),
-            Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-        };
-        match result {
-            Ok(()) => {
-                if let Some((since, _)) = trouble.take() {
-                    tracing::info!("the heartbeat is back; it was away since {since:.0}");
+        let give_up = trouble
+            .as_ref()
+            .map_or(PATIENCE, |trouble| trouble.patience);
+        let mut unanswered = false;
+        let result = {
+            let round = beating.one_round(config, cluster, interval, now);
+            tokio::pin!(round);
+            let first = tokio::time::timeout(PATIENCE, &mut round).await;
+            match first {
+                Ok(result) => result.map_err(|error| error.one_line()),
+                Err(_) => {
+                    let why = format!("no answer within {} s", PATIENCE.as_secs());
+                    trouble.get_or_insert_with(|| Trouble::say(now, &why));
+                    unanswered = true;
+                    // Another session would only hang beside this one, which the server keeps
+                    // until its disk answers: it is waited for, ever longer.
+                    match tokio::time::timeout(give_up.saturating_sub(PATIENCE), round).await {
+                        Ok(result) => result.map_err(|error| error.one_line()),
+                        Err(_) => Err(why),
+                    }
                 }
+            }
+        };
+        let pause = match result {
+            Ok(()) => {
+                if let Some(trouble) = trouble.take() {
+                    tracing::info!(
+                        "the heartbeat is back; it was away since {:.0}",
+                        trouble.since
+                    );
+                }
+                TICK
             }
             Err(why) => {
                 // A new session asks anew what there is.
-                session = None;
-                if trouble.is_none() {
-                    tracing::warn!("no heartbeat until this is over: {why}");
-                }
-                let since = trouble.map_or(now, |(since, _)| since);
-                trouble = Some((since, why));
+                beating.session = None;
+                let trouble = trouble.get_or_insert_with(|| Trouble::say(now, &why));
+                trouble.next_pause(unanswered)
             }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Since when it does not work, and how long to wait for what.
+struct Trouble {
+    since: Timestamp,
+    pause: Duration,
+    patience: Duration,
+}
+
+impl Trouble {
+    fn say(since: Timestamp, why: &str) -> Self {
+        tracing::warn!("no heartbeat until this is over: {why}");
+        Self {
+            since,
+            pause: TICK,
+            patience: PATIENCE,
         }
-        tokio::time::sleep(TICK).await;
+    }
+
+    /// How long to wait before the next session: each may cost the server a process, and a line
+    /// in its log.
+    fn next_pause(&mut self, unanswered: bool) -> Duration {
+        if unanswered {
+            self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        pause
     }
 }
 
@@ -124,57 +179,75 @@ struct Session {
     watch: Option<Watch>,
 }
 
-async fn one_round(
-    config: &Config,
-    cluster: &ClusterConfig,
-    interval: Duration,
-    session: &mut Option<Session>,
-    last: &mut Option<Timestamp>,
-    now: Timestamp,
-) -> Result<()> {
-    let session = match session {
-        Some(session) if !session.client.is_closed() => session,
-        _ => {
-            let client = Client::of_cluster(cluster).await?;
-            let watch = match config.objectives.rpo {
-                Some(rpo) if client.setting("archive_mode").await? != "off" => {
-                    let size = segment_size(&client).await?;
-                    Some(Watch::new(size, rpo.0, config.heartbeat.floor()))
-                }
-                _ => None,
-            };
-            session.insert(Session { client, watch })
-        }
-    };
-    let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::MAX);
-    // A clock that was set back must not silence us.
-    if last.is_none_or(|last| now.duration_since(last) >= interval || now < last) {
-        match beat(&session.client).await? {
-            Some(beat) => tracing::debug!("heartbeat, before {}", beat.lsn),
-            // A promotion begins with another WAL: what was seen before is void.
-            None => {
-                *last = Some(now);
-                if let Some(watch) = &mut session.watch {
-                    watch.forget();
-                }
-                return Ok(());
+/// What is known of the beats so far.
+#[derive(Default)]
+struct Beating {
+    session: Option<Session>,
+    last: Option<Timestamp>,
+    /// When a switch was last asked for, by the server's clock. It outlasts sessions: one that
+    /// ends just after a switch must not lead to another one at once.
+    last_switch: Option<Timestamp>,
+}
+
+impl Beating {
+    async fn one_round(
+        &mut self,
+        config: &Config,
+        cluster: &ClusterConfig,
+        interval: Duration,
+        now: Timestamp,
+    ) -> Result<()> {
+        let session = match &mut self.session {
+            Some(session) if !session.client.is_closed() => session,
+            old => {
+                let client = Client::of_cluster(cluster).await?;
+                let watch = match config.objectives.rpo {
+                    Some(rpo) if client.setting("archive_mode").await? != "off" => {
+                        let size = segment_size(&client).await?;
+                        let floor = config.heartbeat.floor();
+                        Some(Watch::new(size, rpo.0, floor, self.last_switch))
+                    }
+                    _ => None,
+                };
+                old.insert(Session { client, watch })
             }
+        };
+        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::MAX);
+        // A clock that was set back must not silence us.
+        if self
+            .last
+            .is_none_or(|last| now.duration_since(last) >= interval || now < last)
+        {
+            match beat(&session.client).await? {
+                Some(beat) => tracing::debug!("heartbeat, before {}", beat.lsn),
+                // A promotion begins with another WAL: what was seen before is void.
+                None => {
+                    self.last = Some(now);
+                    if let Some(watch) = &mut session.watch {
+                        watch.forget();
+                    }
+                    return Ok(());
+                }
+            }
+            self.last = Some(now);
         }
-        *last = Some(now);
+        let Some(watch) = &mut session.watch else {
+            return Ok(());
+        };
+        if !watch.wants_a_look(now) || session.client.is_in_recovery().await? {
+            return Ok(());
+        }
+        let position = session.client.wal_position().await?;
+        let time = position.time;
+        if watch.see(position) {
+            // Whether its answer comes or not, it may have been made.
+            self.last_switch = Some(time);
+            session.client.switch_wal().await?;
+            watch.switched(session.client.wal_position().await?);
+            tracing::info!("switched to another segment, for objectives.rpo");
+        }
+        Ok(())
     }
-    let Some(watch) = &mut session.watch else {
-        return Ok(());
-    };
-    if !watch.wants_a_look(now) || session.client.is_in_recovery().await? {
-        return Ok(());
-    }
-    let position = session.client.wal_position().await?;
-    if watch.see(position) {
-        session.client.switch_wal().await?;
-        watch.switched(session.client.wal_position().await?);
-        tracing::info!("switched to another segment, for objectives.rpo");
-    }
-    Ok(())
 }
 
 async fn segment_size(client: &Client) -> Result<SegmentSize> {
@@ -203,4 +276,55 @@ pub async fn newest_recoverable(system: &System) -> Result<Option<Timestamp>> {
     let windows = catalogue.windows(&archived).await;
     let moments = windows.into_iter().flatten();
     Ok(moments.map(|window| window.to.unwrap_or(window.from)).max())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_in_trouble_is_left_more_and_more_alone() {
+        let mut trouble = Trouble::say(Timestamp::now(), "refused");
+        let pauses: Vec<_> = (0..8)
+            .map(|_| trouble.next_pause(false).as_secs())
+            .collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(trouble.patience, PATIENCE);
+        // A day with a disk that hangs leaves few processes there.
+        let (mut waited, mut sessions) = (Duration::ZERO, 0);
+        while waited < Duration::from_secs(86_400) {
+            waited += trouble.patience + trouble.next_pause(true);
+            sessions += 1;
+        }
+        assert!(sessions < 60, "{sessions}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_is_not_asked_every_second() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let text = format!(
+            "[cluster.main]\ndata_directory = \"/main\"\nconnection = \"host=127.0.0.1 port={port} user=x dbname=x\"\n[[repository]]\nname = \"near\"\nurl = \"file:///near\""
+        );
+        let config = Config::parse(&text, "/x.toml".into()).unwrap();
+        let counting = async {
+            let (mut count, mut before) = (0, None::<std::time::Instant>);
+            loop {
+                drop(listener.accept().await.unwrap());
+                // With TLS and without count as one.
+                let near = Duration::from_millis(500);
+                count += usize::from(before.is_none_or(|before| before.elapsed() > near));
+                before = Some(std::time::Instant::now());
+                // At 0, 1, 3 and 7 seconds.
+                assert!(count <= 3, "{count} sessions in five seconds");
+            }
+        };
+        let following = follow(&config, &config.cluster["main"], Duration::from_secs(60));
+        let five = tokio::time::sleep(Duration::from_secs(5));
+        tokio::select! {
+            () = five => {}
+            () = following => {}
+            () = counting => {}
+        }
+    }
 }

@@ -25,8 +25,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Switches in time for `rpo`, never more often than every `floor`.
-    pub fn new(segment_size: SegmentSize, rpo: Duration, floor: Duration) -> Self {
+    /// Switches in time for `rpo`, never more often than every `floor`, also counted from
+    /// `last_switch`: one that was asked for before, in another session.
+    pub fn new(
+        segment_size: SegmentSize,
+        rpo: Duration,
+        floor: Duration,
+        last_switch: Option<Timestamp>,
+    ) -> Self {
         let signed = |d| SignedDuration::try_from(d).unwrap_or(SignedDuration::MAX);
         Self {
             segment_size,
@@ -34,7 +40,7 @@ impl Watch {
             floor: signed(floor),
             last: None,
             waiting_since: None,
-            last_switch: None,
+            last_switch,
             looked: None,
         }
     }
@@ -58,7 +64,7 @@ impl Watch {
             // was archived, or just then.
             None => {
                 self.waiting_since = Some(now.last_archived.unwrap_or(now.time).min(now.time));
-                self.last_switch = now.last_archived;
+                self.last_switch = self.last_switch.max(now.last_archived);
             }
             Some(last) => {
                 let committed = last.snapshot != now.snapshot;
@@ -67,6 +73,10 @@ impl Watch {
                     self.waiting_since = committed.then_some(last.time);
                 }
             }
+        }
+        // A clock that was ahead for a while must not stop all switches until then.
+        for time in [&mut self.last_switch, &mut self.waiting_since] {
+            *time = time.map(|time| time.min(now.time));
         }
         let due = |since: Option<Timestamp>, limit: SignedDuration| {
             since.is_some_and(|since| now.time.duration_since(since) >= limit)
@@ -121,6 +131,7 @@ mod tests {
                     SegmentSize::DEFAULT,
                     Duration::from_secs(300),
                     Duration::from_secs(floor_seconds),
+                    None,
                 ),
                 lsn: 16 * MIB,
                 commits: 0,
@@ -235,5 +246,27 @@ mod tests {
         scene.archived = Some(scene.time - SignedDuration::from_hours(1));
         scene.pass(600, |_, _| {});
         assert_eq!(scene.switches, [10]);
+    }
+
+    #[test]
+    fn a_new_session_keeps_the_floor_although_nothing_is_archived() {
+        let mut scene = Scene::new(1800);
+        scene.archived = Some(scene.time - SignedDuration::from_hours(1));
+        let (size, rpo) = (SegmentSize::DEFAULT, Duration::from_secs(300));
+        let floor = Duration::from_secs(1800);
+        // The answer to a switch did not come, and the archiver hangs.
+        scene.watch = Watch::new(size, rpo, floor, Some(scene.time));
+        scene.pass(1700, |scene, _| scene.commit());
+        assert!(scene.switches.is_empty(), "{:?}", scene.switches);
+        scene.pass(200, |scene, _| scene.commit());
+        assert_eq!(scene.switches, [100]);
+
+        // By a clock that was years ahead.
+        let mut scene = Scene::new(60);
+        let future = scene.time + SignedDuration::from_hours(24 * 365);
+        scene.watch = Watch::new(size, rpo, Duration::from_secs(60), Some(future));
+        scene.archived = Some(future);
+        scene.pass(600, |scene, _| scene.commit());
+        assert!(!scene.switches.is_empty());
     }
 }

@@ -84,6 +84,12 @@ impl Lease {
         self.other.get(OPERATION)?.as_str()
     }
 
+    /// Whether this process took it.
+    pub fn is_of_this_process(&self) -> bool {
+        let own = format!("{}-{}-", own_host(), std::process::id());
+        self.holder.starts_with(&own)
+    }
+
     /// Whether it is left of a process of this host that has ended: nobody works there any
     /// more. Where host names are not unique that may be wrong, as everything about leases.
     pub fn is_left_by_the_dead(&self) -> bool {

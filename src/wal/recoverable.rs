@@ -34,6 +34,10 @@ pub struct Recoverable {
     pub repository: String,
     /// The backup that a restore starts from.
     pub backup: BackupId,
+    /// The timeline that a restore must be told to follow: the newest one, which it follows
+    /// otherwise, does not pass the point. None where it need not be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
     /// How long it was waited for.
     #[serde(serialize_with = "as_seconds", rename = "seconds")]
     pub after: Duration,
@@ -138,12 +142,13 @@ async fn wait_for(
         // A store that hangs must not keep us longer.
         let looked = tokio::time::timeout_at(deadline, look(awaited, point)).await;
         match looked {
-            Ok(Ok(backup)) => {
+            Ok(Ok((backup, timeline))) => {
                 let after = started.elapsed();
                 tracing::info!("{repository}: recoverable from backup {backup}");
                 return Ok(Ok(Recoverable {
                     repository: repository.to_owned(),
                     backup,
+                    timeline,
                     after,
                 }));
             }
@@ -171,8 +176,12 @@ enum Look {
     GiveUp(Error),
 }
 
-/// One look at a repository: the backup that a restore by the point's name starts from.
-async fn look(awaited: &Awaited, point: &RestorePoint) -> Result<BackupId, Look> {
+/// One look at a repository: the backup that a restore by the point's name starts from, and the
+/// timeline that it must be told.
+async fn look(
+    awaited: &Awaited,
+    point: &RestorePoint,
+) -> Result<(BackupId, Option<TimelineId>), Look> {
     let lacks = |error: Error, only_backup| {
         let what = match error.exit() {
             Exit::Unreachable => error.what().to_owned(),
@@ -192,15 +201,21 @@ async fn look(awaited: &Awaited, point: &RestorePoint) -> Result<BackupId, Look>
     // Known to us, whether it is recorded there or not: the WAL need not be searched for it.
     catalogue.points.push(point.clone());
     points::sort(&mut catalogue.points);
+    // Planned as the restore will be. The newest timeline may be of a server that was restored
+    // and promoted beside this one, and not pass the point; while its history cannot be used,
+    // nothing can be said of it.
+    let newest = catalogue.history(catalogue.newest_timeline());
+    let passed = newest.is_ok_and(|newest| newest.contains(point.timeline, point.lsn));
+    let timeline = (!passed).then_some(point.timeline);
     let request = Request {
         target: RecoveryTarget::Name(point.name.clone()),
         inclusive: true,
-        timeline: Some(point.timeline),
+        timeline,
         backup: None,
         end_at_gap: false,
     };
     match catalogue.plan(&request).await {
-        Ok(plan) => Ok(plan.backup.id),
+        Ok(plan) => Ok((plan.backup.id, timeline)),
         Err(error) if error.exit() == Exit::Refused => Err(Look::GiveUp(error)),
         Err(error) => Err(lacks(error, false)),
     }

@@ -223,7 +223,7 @@ fn a_continuous_copy_and_a_heartbeat_are_started_again_when_they_die_and_end_wit
         .write(&site.scratch);
     let (site, far) = (site.start(), Stored::at(&root));
     seawall_tests::seawall(&config).arg("init").run().success();
-    let daemon = Daemon::start(&config, &clock);
+    let mut daemon = Daemon::start(&config, &clock);
     daemon.wait_for("serving 1 cluster with 1 jobs on a schedule and 2 that never end");
     wait_until("the backup is copied", PATIENCE, || {
         far.keys_with("/backup.json").len() == 1
@@ -242,6 +242,15 @@ fn a_continuous_copy_and_a_heartbeat_are_started_again_when_they_die_and_end_wit
     wait_until("new WAL is copied", PATIENCE, || {
         !far.wal(&segment).is_empty()
     });
+    // The configuration is the same, and the secrets that it names need not be.
+    let before = ["copy", "heartbeat"].map(|verb| child(&daemon, verb).expect("it runs"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("the configuration was read again");
+    for (verb, before) in ["copy", "heartbeat"].into_iter().zip(before) {
+        wait_until("it is started anew", PATIENCE, || {
+            child(&daemon, verb).is_some_and(|now| now != before)
+        });
+    }
     let children = daemon.children();
     assert!(children.len() >= 2);
     daemon.stop();
@@ -249,4 +258,68 @@ fn a_continuous_copy_and_a_heartbeat_are_started_again_when_they_die_and_end_wit
         children.iter().all(|pid| !is_alive(*pid)),
         "nothing runs on"
     );
+}
+
+#[test]
+fn a_configuration_whose_disk_hangs_holds_up_neither_the_loop_nor_the_end() {
+    let (site, clock) = scheduled(EVERY_TEN, "[heartbeat]\ninterval = \"1s\"\n");
+    let site = site.start();
+    let mut daemon = Daemon::start(&site.config, &clock);
+    daemon.wait_for("main full: done");
+    // Whoever opens it waits for a writer that never comes.
+    let path = site.config.path();
+    std::fs::remove_file(path).unwrap();
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    seawall_tests::scratch::give_to_owner(path);
+    daemon.signal(Signal::SIGHUP);
+    // Both commands want to look at it, too.
+    clock.advance_to_next(minutes(10));
+    let heartbeat = child(&daemon, "heartbeat").expect("it runs on");
+    kill(Pid::from_raw(heartbeat as i32), Signal::SIGKILL).unwrap();
+    daemon.wait_for("main heartbeat: ended (ended by signal 9)");
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(daemon.times("main full: begins"), 1, "{}", daemon.log());
+    let started = std::time::Instant::now();
+    daemon.stop();
+    assert!(started.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn a_state_directory_of_roots_is_given_to_the_account_and_no_other_is() {
+    if !seawall_tests::scratch::is_root() {
+        return;
+    }
+    let (site, clock) = scheduled(EVERY_TEN, "");
+    let state = site.scratch.join("state");
+    let file = state.join("state.json");
+    std::fs::write(&file, "{\"format\": 1}").unwrap();
+    seawall_tests::scratch::set_mode(&file, 0o600);
+    let secret = site.scratch.join("secret");
+    std::fs::write(&secret, "root's").unwrap();
+    let link = state.join("accepted.toml");
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    std::os::unix::fs::chown(&state, Some(0), Some(0)).unwrap();
+    let start = || Daemon::run(clock.run(Daemon::calling(&site.config)).as_self());
+    let owner = |path: &std::path::Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).unwrap().uid()
+    };
+    let account = seawall_tests::scratch::owner().uid;
+    let daemon = start();
+    daemon.wait_for("serving 1 cluster");
+    assert_eq!(owner(&state), account);
+    assert_eq!(owner(&file), account);
+    assert_eq!(owner(&secret), 0, "what a link leads to stays root's");
+    daemon.stop();
+
+    // One that others use as well is nobody's to give.
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(state.join("of others"), "").unwrap();
+    std::os::unix::fs::chown(&state, Some(0), Some(0)).unwrap();
+    seawall_tests::scratch::set_mode(&state, 0o755);
+    let refused = clock.run(Daemon::calling(&site.config)).as_self().run();
+    let refused = refused.exits_with(1);
+    let refused = refused.says("the state directory cannot be used");
+    refused.says("daemon.state_directory");
+    assert_eq!(owner(&state), 0);
 }

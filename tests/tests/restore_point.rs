@@ -191,3 +191,31 @@ fn a_copy_is_waited_for_and_its_backup_may_still_come() {
         made.stdout
     );
 }
+
+#[test]
+fn where_a_copy_of_the_database_archives_here_too_a_restore_must_be_told_the_timeline() {
+    let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
+    let site = Site::with(builder).start();
+    site.cluster.sql("CREATE TABLE t (what text)");
+    site.backup();
+    site.cluster.archive_all(PATIENCE);
+    let mut other = site.restore_and_start("other", &["--archive", "on"]);
+    other.archive_all(PATIENCE);
+    other.stop(Stop::Fast);
+
+    insert(&site, "kept");
+    let made = waiting(&site, "mine", "60s").run().success();
+    let made = made.says("the newest timeline does not pass this point");
+    let command = "seawall restore --to DIRECTORY --name mine --timeline 1";
+    assert!(made.stdout.contains(command), "{}", made.stdout);
+    let json = waiting(&site, "mine too", "60s").arg("--json").run();
+    assert_eq!(json.success().json()["recoverable"][0]["timeline"], 1);
+    insert(&site, "lost");
+    // What is printed works, and what it would be without does not.
+    let to = site.scratch.join("untold-data");
+    let untold = site.restoring(&to).args(["--name", "mine"]).run();
+    assert_ne!(untold.code, 0, "{}", untold.stdout);
+    let args = ["--name", "mine", "--timeline", "1", "--action", "promote"];
+    let restored = site.restore_and_start("told", &args);
+    assert_eq!(restored.sql("SELECT * FROM t"), "kept");
+}
