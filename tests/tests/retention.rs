@@ -174,7 +174,7 @@ fn end_leases(site: &Site) {
 }
 
 #[test]
-fn a_backup_that_slept_until_it_was_named_for_deletion_is_withdrawn() {
+fn a_backup_that_slept_until_it_was_named_for_deletion_does_not_become_one() {
     let mut site = site(&[("full", "1")]);
     let first = site.backup();
     let mut running = waiting_backup(&mut site);
@@ -190,11 +190,11 @@ fn a_backup_that_slept_until_it_was_named_for_deletion_is_withdrawn() {
     );
     archive_again(&mut site);
     running.signal(Signal::SIGCONT);
-    // All of it is there, and the marker was written; the tombstone decides.
+    // All of it is there; the tombstone decides, before a marker is written.
     running
         .wait()
         .exits_with(1)
-        .says("was withdrawn")
+        .says("was not committed")
         .says("tombstones/");
     assert_eq!(backups(&site), [id(&first)]);
     expire(&site);
