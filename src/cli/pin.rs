@@ -60,7 +60,7 @@ pub fn run(args: &PinArgs) -> Result<Exit> {
             if system.marker_if_finished(&args.id).await?.is_none() {
                 continue;
             }
-            system.pin(&pin, now).await?;
+            system.pin(&pin).await?;
             pinned += 1;
             let until = args
                 .until

@@ -13,10 +13,14 @@ use super::{System, to_json};
 use crate::error::{Error, Result};
 use crate::storage::Created;
 
+const TAKE_IT_AGAIN: &str =
+    "take it again; find out what deletes there, and whether this machine was asleep";
+
 impl System {
-    /// Commits a backup whose objects and WAL are all here: looks at each of them, puts the
-    /// marker create-only and reads it back; then looks at the tombstones, and at everything
-    /// once more. What was deleted meanwhile, or is about to be, withdraws the marker.
+    /// Commits a backup whose objects and WAL are all here: looks at the tombstones and at each
+    /// of them, puts the marker create-only, and then looks at the tombstones and at everything
+    /// once more, the marker among it. What was deleted meanwhile, or is about to be, withdraws
+    /// the marker.
     ///
     /// # Errors
     /// Something is missing or about to go; then there is no marker, or the error says that it
@@ -32,18 +36,27 @@ impl System {
     /// As [`commit`](Self::commit).
     pub async fn commit_as(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
         let looked = Timestamp::now();
-        if let Some(missing) = self.what_is_missing(marker).await? {
-            return Err(Error::failed(missing).at(self.place()));
+        // The tombstones as well: this machine may have slept for so long that what it wrote
+        // was named, and waits no more. Only what is written after this look is young.
+        if let Some(lost) = self.what_is_lost(marker).await? {
+            return Err(Error::failed(format!(
+                "backup {} was not committed: part of it was deleted, or is about to be",
+                marker.id
+            ))
+            .at(self.place())
+            .because(lost)
+            .hint(TAKE_IT_AGAIN));
         }
         self.put_marker(marker, bytes).await?;
         // One who expires on another host may have taken this backup for a dead one meanwhile.
-        let lost = match self.what_is_lost(marker).await {
+        let lost = match self.what_is_lost_of_committed(marker).await {
             Ok(None) => return Ok(()),
             Ok(Some(lost)) => lost,
             Err(error) => {
                 let since = Timestamp::now().duration_since(looked).unsigned_abs();
                 if since < LEASE_TIME {
-                    // All was there a moment ago, and no tombstone's wait is so short.
+                    // All was there a moment ago, named by nobody, and no tombstone's wait is so
+                    // short.
                     tracing::warn!(
                         "the last look at the committed backup failed: {}",
                         error.one_line()
@@ -57,26 +70,30 @@ impl System {
                 )
             }
         };
-        let key = self.keys().marker(&marker.id);
-        if let Err(error) = self.store().delete(&key).await {
-            return Err(Error::failed(format!(
-                "backup {} is INCOMPLETE and its marker could not be withdrawn: {lost}",
-                marker.id
-            ))
-            .at(self.place())
-            .because(error)
-            .hint(format!("delete {key} by hand, and take the backup again")));
-        }
+        self.withdraw(marker, &lost).await?;
         Err(Error::failed(format!(
             "backup {} was withdrawn: part of it was deleted while it was being committed, or is about to be",
             marker.id
         ))
         .at(self.place())
         .because(lost)
-        .hint("take it again; find out what deletes there, and whether this machine was asleep"))
+        .hint(TAKE_IT_AGAIN))
     }
 
-    /// What keeps a committed backup from being one. The order matters: a tombstone is taken
+    /// The same as [`what_is_lost`](Self::what_is_lost), and whether the marker can be read.
+    async fn what_is_lost_of_committed(&self, marker: &Marker) -> Result<Option<String>> {
+        if let Some(lost) = self.what_is_lost(marker).await? {
+            return Ok(Some(lost));
+        }
+        let key = self.keys().marker(&marker.id);
+        Ok(match self.marker_if_finished(&marker.id).await? {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(format!("the marker is damaged: {}", error.one_line())),
+            None => Some(format!("{key} was written and is not there")),
+        })
+    }
+
+    /// What keeps a backup from being one. The order matters: a tombstone is taken
     /// away only after what it names is gone.
     async fn what_is_lost(&self, marker: &Marker) -> Result<Option<String>> {
         let tombstones = self.repository().tombstones(self.cluster()).await?;
@@ -119,25 +136,147 @@ impl System {
         Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
     }
 
-    /// Puts the marker create-only and reads it back.
+    /// Puts the marker create-only. After `Ok` it is there, or nobody can tell.
     async fn put_marker(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
         let key = self.keys().marker(&marker.id);
-        let created = self.store().put_new(&key, bytes).await?;
-        if created != Created::Created {
-            return Err(
-                Error::failed(format!("backup {} is committed already", marker.id))
-                    .at(self.place()),
+        match self.store().put_new(&key, bytes).await {
+            Ok(Created::Created) => Ok(()),
+            Ok(Created::Exists) => Err(Error::failed(format!(
+                "backup {} is committed already",
+                marker.id
+            ))
+            .at(self.place())),
+            // An answer that was lost says nothing about the marker: it may be there, and then
+            // it must be looked after.
+            Err(error) => match self.marker_if_finished(&marker.id).await {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(error.into()),
+                Err(_) => {
+                    self.withdraw(marker, &error.to_string()).await?;
+                    Err(error.into())
+                }
+            },
+        }
+    }
+
+    async fn withdraw(&self, marker: &Marker, why: &str) -> Result<()> {
+        let key = self.keys().marker(&marker.id);
+        self.store().delete(&key).await.map_err(|error| {
+            Error::failed(format!(
+                "backup {} is INCOMPLETE and its marker could not be withdrawn: {why}",
+                marker.id
+            ))
+            .at(self.place())
+            .because(error)
+            .hint(format!("delete {key} by hand, and take the backup again"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::postgres::{SegmentName, SegmentSize, SystemId, WalFileName};
+    use crate::repository::Repository;
+    use crate::repository::keys::{BackupId, BackupKind, WalObject};
+    use crate::repository::tombstones::{DoomedBackup, Tombstone};
+    use crate::storage::Store;
+
+    /// A backup without objects, with its WAL of one segment.
+    async fn uncommitted(system: &System) -> Marker {
+        let id = BackupId::new(BackupKind::Full, Timestamp::now());
+        let name: SegmentName = "000000010000000000000002".parse().unwrap();
+        let key = system.keys().wal_object(WalObject {
+            name: WalFileName::Segment(name),
+            digest: crate::digest::PlainDigest::of(b"wal"),
+            encrypted: false,
+        });
+        system
+            .store()
+            .put(&key, Bytes::from_static(b"wal"))
+            .await
+            .unwrap();
+        let now = Timestamp::now();
+        serde_json::from_value(serde_json::json!({
+            "format": 1, "id": id, "kind": "full", "cluster": "main",
+            "system_id": system.id(), "server_version_num": 180_000,
+            "catalog_version": 1, "seawall_version": "0",
+            "segment_size": SegmentSize::DEFAULT, "block_size": 8192,
+            "data_checksums": true, "timeline": 1,
+            "start_lsn": "0/2000028", "stop_lsn": "0/2000100",
+            "start_time": now, "stop_time": now, "next_xid": 1, "from_standby": false,
+            "wal": [name, name], "data_directory": "/data", "data_directory_mode": 0o700,
+            "tablespaces": [], "configuration_files": [], "superuser": "postgres",
+            "files": 0, "plain_bytes": 0, "stored_bytes": 0,
+            "damaged_pages": [], "damaged_page_count": 0, "objects": [],
+        }))
+        .unwrap()
+    }
+
+    fn over(store: &Store, faults: &str) -> System {
+        let store = store.clone().with_faults(faults.parse().unwrap());
+        Repository::over("near", store).system("main", SystemId(7))
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_a_tombstone_names_is_not_committed_whatever_fails_afterwards() {
+        let store = Store::memory().unwrap();
+        let sound = over(&store, "");
+        let marker = uncommitted(&sound).await;
+        let doomed = DoomedBackup {
+            system_id: marker.system_id,
+            id: marker.id.clone(),
+        };
+        let day = Duration::from_secs(86_400);
+        let yesterday = Timestamp::now() - SignedDuration::from_hours(25);
+        let tombstone = Tombstone::new(vec![doomed], Vec::new(), yesterday, day);
+        let key = sound.repository().put_tombstone("main", &tombstone).await;
+        // The first look at tombstones works, or none does.
+        for faults in [
+            "list[tombstones]@2+=403",
+            "list[tombstones]=403",
+            "get[tombstones]=403",
+        ] {
+            let error = over(&store, faults).commit(&marker).await.unwrap_err();
+            assert!(!error.one_line().contains("withdrawn"), "{faults}: {error}");
+            assert!(
+                sound.marker(&marker.id).await.unwrap().is_none(),
+                "{faults}"
             );
         }
-        match self.marker(&marker.id).await? {
-            Some(_) => Ok(()),
-            None => Err(
-                Error::failed("the marker was written and is not there").at(format!(
-                    "{} of {}",
-                    key,
-                    self.place()
-                )),
-            ),
+        store.delete(&key.unwrap()).await.unwrap();
+        // Nobody can see whether one is there: no marker either.
+        over(&store, "list[tombstones]=403")
+            .commit(&marker)
+            .await
+            .unwrap_err();
+        assert!(sound.marker(&marker.id).await.unwrap().is_none());
+        // Nothing was named a moment ago, and what is named since waits longer than that.
+        over(&store, "list[tombstones]@2+=403")
+            .commit(&marker)
+            .await
+            .unwrap();
+        assert!(sound.marker(&marker.id).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_lost_leaves_no_marker_that_nobody_looked_after() {
+        for (faults, committed) in [
+            ("put[backup.json]=403", false),
+            ("get[backup.json]=403", true),
+            ("get[backup.json]=garble", false),
+        ] {
+            let store = Store::memory().unwrap();
+            let sound = over(&store, "");
+            let marker = uncommitted(&sound).await;
+            let done = over(&store, faults).commit(&marker).await;
+            assert_eq!(done.is_ok(), committed, "{faults}: {done:?}");
+            let there = sound.marker(&marker.id).await.unwrap().is_some();
+            assert_eq!(there, committed, "{faults}");
         }
     }
 }

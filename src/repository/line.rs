@@ -118,6 +118,15 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
         let later_here = held.runs.iter().find(|run| run.first > end);
         let nothing_here = held.runs.is_empty();
         match (later_here, last) {
+            // Also where nothing is there behind it: what was removed did exist, so WAL does not
+            // end here.
+            _ if held.expired.contains(end) => {
+                let segment = SegmentName::new(timeline, end, size);
+                line.broken = Some(Break::Expired {
+                    segment,
+                    number: end,
+                });
+            }
             (None, None) => {
                 // The child has archived nothing yet: PostgreSQL then takes the segment of the
                 // switch point from its parent, if that finished it.
@@ -136,13 +145,6 @@ pub fn follow(history: &TimelineHistory, start: u64, size: SegmentSize, wal: &Ar
                         line.end = Some((end, run.last_stored));
                     }
                 }
-            }
-            _ if held.expired.contains(end) => {
-                let segment = SegmentName::new(timeline, end, size);
-                line.broken = Some(Break::Expired {
-                    segment,
-                    number: end,
-                });
             }
             // Stored ahead of what is missing: WAL ends here.
             (Some(_), None) if held.ends_ahead_of(end) => {}
@@ -285,6 +287,25 @@ mod tests {
         assert_eq!((line.end, line.broken), (Some((5, at(5))), None));
         let line = follow(&first, 6, SIZE, &archived(&[(1, &[(1, 5)])]));
         assert_eq!((line.end, line.broken), (None, None));
+    }
+
+    #[test]
+    fn what_retention_removed_is_not_the_end_of_the_wal() {
+        let first = TimelineHistory::first();
+        let mut wal = archived(&[(1, &[(3, 5)])]);
+        let held = wal.get_mut(&TimelineId::FIRST).unwrap();
+        held.expired = [(6, 40)].into_iter().collect();
+        let line = follow(&first, 3, SIZE, &wal);
+        assert_eq!(line.end, Some((5, at(5))));
+        assert!(matches!(
+            line.broken,
+            Some(Break::Expired { number: 6, .. })
+        ));
+        // Removed up to the backup, and nothing behind it yet: there the WAL does end.
+        let held = wal.get_mut(&TimelineId::FIRST).unwrap();
+        held.expired = [(1, 2)].into_iter().collect();
+        let line = follow(&first, 3, SIZE, &wal);
+        assert_eq!((line.end, line.broken), (Some((5, at(5))), None));
     }
 
     #[test]

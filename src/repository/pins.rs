@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::keys::BackupId;
+use super::tombstones::CLOCK_TOLERANCE;
 use super::{FORMAT, System, leases, to_json};
 use crate::error::{Error, Result};
 
@@ -96,7 +97,7 @@ impl System {
     /// # Errors
     /// There is no such backup; or its deletion has begun (exit code 4), and then nothing is
     /// pinned.
-    pub async fn pin(&self, pin: &Pin, now: Timestamp) -> Result<()> {
+    pub async fn pin(&self, pin: &Pin) -> Result<()> {
         let id = &pin.backup;
         if self.marker(id).await?.is_none() {
             return Err(Error::failed(format!("there is no finished backup {id}"))
@@ -108,7 +109,12 @@ impl System {
         // Who deletes names it in a tombstone first, waits, and then looks at the pins. So
         // either the pin is seen, or the tombstone's time was up before the pin was there.
         let tombstones = self.repository().tombstones(self.cluster()).await?;
-        let mut due = tombstones.read.iter().filter(|(_, t)| t.is_due(now));
+        // When that was, the store's clock says: who deletes has held its own against that one,
+        // and nobody has held ours against anything.
+        let pinned = self.store().head(&key).await?.map(|info| info.modified);
+        let mut due = tombstones.read.iter().filter(|(_, tombstone)| {
+            pinned.is_none_or(|pinned| tombstone.is_due(pinned + CLOCK_TOLERANCE))
+        });
         let deleting = due.any(|(_, tombstone)| tombstone.names_backup(self.id(), id));
         if deleting || self.marker(id).await?.is_none() {
             self.store().delete(&key).await?;
@@ -157,7 +163,7 @@ mod tests {
         let now = Timestamp::now();
         let [one, two] = [0, 1].map(|_| BackupId::new(BackupKind::Full, now));
         let pin = Pin::new(one.clone(), "audit", None, now);
-        let error = system.pin(&pin, now).await.unwrap_err();
+        let error = system.pin(&pin).await.unwrap_err();
         assert!(error.what().contains("no finished backup"), "{error}");
         for id in [&one, &two] {
             let key = system.keys().new_pin(id);

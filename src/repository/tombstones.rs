@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, BackupId};
@@ -18,6 +18,9 @@ use super::{FORMAT, Repository, leases, to_json};
 use crate::error::{Error, Result};
 use crate::postgres::{SegmentName, SystemId};
 use crate::storage::Created;
+
+/// How far two clocks may be apart that are taken to agree.
+pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// What is about to be deleted from a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

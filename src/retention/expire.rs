@@ -17,10 +17,12 @@ use super::inventory::{CLOCK_TOLERANCE, Inventory};
 use super::plan::{Circumstances, Other, Plan, plan};
 use crate::config::RetentionConfig;
 use crate::error::{Error, Result};
+use crate::postgres::SegmentName;
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::segments::SegmentSet;
 use crate::repository::tombstones::{DoomedBackup, DoomedWal, Tombstone};
 use crate::repository::{Repository, System};
+use crate::storage::ObjectInfo;
 
 /// No look is older than a quarter of the wait when something is deleted by it, within these
 /// bounds.
@@ -106,6 +108,7 @@ pub async fn expire(repository: &Repository, settings: &Settings<'_>) -> Result<
     repository.record_for_writing().await?;
     compare_clocks(repository, settings).await?;
     let mut done = Expired::default();
+    let mut touched = BTreeSet::new();
     loop {
         let before = done.deleted_objects;
         // The tombstones first: whoever commits looks at them after writing the marker.
@@ -117,7 +120,7 @@ pub async fn expire(repository: &Repository, settings: &Settings<'_>) -> Result<
             settings,
             done: &mut done,
             looked,
-            touched: false,
+            touched: &mut touched,
         };
         let (due, young): (Vec<_>, Vec<_>) = tombstones
             .read
@@ -136,14 +139,13 @@ pub async fn expire(repository: &Repository, settings: &Settings<'_>) -> Result<
             .retryable(true));
         }
         run.name(due.iter().chain(&young)).await?;
-        if !run.touched {
-            let over = due
-                .iter()
-                .filter(|(_, tombstone)| tombstone.not_before + signed(settings.wait) <= looked);
-            let mut over: Vec<String> = over.map(|(key, _)| key.clone()).collect();
-            over.extend(tombstones.damaged.into_iter().map(|(key, _)| key));
-            repository.store().delete_all(&over).await?;
-        }
+        // Each for itself: where something goes every day, each would otherwise stay for ever.
+        let over = due.iter().filter(|(key, tombstone)| {
+            tombstone.not_before + signed(settings.wait) <= looked && !touched.contains(key)
+        });
+        let mut over: Vec<String> = over.map(|(key, _)| key.clone()).collect();
+        over.extend(tombstones.damaged.into_iter().map(|(key, _)| key));
+        repository.store().delete_all(&over).await?;
         break;
     }
     sweep(repository, settings).await?;
@@ -156,8 +158,9 @@ struct Run<'a, 'b> {
     settings: &'a Settings<'b>,
     done: &'a mut Expired,
     looked: Timestamp,
-    /// Whether anything that a due tombstone names was still there.
-    touched: bool,
+    /// The keys of the due tombstones of whose names something was deleted, also by an earlier
+    /// look of this run.
+    touched: &'a mut BTreeSet<String>,
 }
 
 impl Run<'_, '_> {
@@ -180,9 +183,18 @@ impl Run<'_, '_> {
             // Children before parents: names begin with the time of the start.
             backups.sort_by_key(|id| (id.kind() == BackupKind::Full, std::cmp::Reverse(*id)));
             for backup in backups {
-                if !self.delete_backup(&system, backup).await? {
+                let objects = system
+                    .store()
+                    .list(&system.keys().backup(backup), None)
+                    .await?;
+                if objects.is_empty() {
+                    continue;
+                }
+                if self.is_stale() {
                     return Ok(false);
                 }
+                self.touch(due, |tombstone| tombstone.names_backup(id, backup));
+                self.delete_backup(&system, backup, objects).await?;
             }
             let mut doomed = SegmentSet::default();
             for range in due.iter().flat_map(|(_, tombstone)| &tombstone.wal) {
@@ -201,7 +213,7 @@ impl Run<'_, '_> {
             let doomed = planned.within(&doomed);
             if !doomed.is_empty()
                 && !self
-                    .delete_wal(&system, &doomed, going.wal_stays_since)
+                    .delete_wal(&system, due, &doomed, going.wal_stays_since)
                     .await?
             {
                 return Ok(false);
@@ -210,22 +222,25 @@ impl Run<'_, '_> {
         Ok(true)
     }
 
+    /// Notes which tombstones name what is deleted now.
+    fn touch(&mut self, due: &[(String, Tombstone)], names: impl Fn(&Tombstone) -> bool) {
+        let naming = due.iter().filter(|(_, tombstone)| names(tombstone));
+        self.touched.extend(naming.map(|(key, _)| key.clone()));
+    }
+
     async fn size_of(&self, system: &System) -> Result<crate::postgres::SegmentSize> {
         Ok(system.known_record().await?.segment_size)
     }
 
     /// The marker goes first: from then on there is no such backup, and what is left of it is
     /// unfinished.
-    async fn delete_backup(&mut self, system: &System, id: &BackupId) -> Result<bool> {
+    async fn delete_backup(
+        &mut self,
+        system: &System,
+        id: &BackupId,
+        objects: Vec<ObjectInfo>,
+    ) -> Result<()> {
         let keys = system.keys();
-        let objects = system.store().list(&keys.backup(id), None).await?;
-        if objects.is_empty() {
-            return Ok(true);
-        }
-        if self.is_stale() {
-            return Ok(false);
-        }
-        self.touched = true;
         tracing::info!("deleting backup {id} of {}", system.place());
         system.store().delete(&keys.marker(id)).await?;
         self.done.deleted_objects += objects.len();
@@ -234,12 +249,13 @@ impl Run<'_, '_> {
         system.store().delete_all(&objects).await?;
         system.unpin(id).await?;
         self.done.deleted_backups.push(id.clone());
-        Ok(true)
+        Ok(())
     }
 
     async fn delete_wal(
         &mut self,
         system: &System,
+        due: &[(String, Tombstone)],
         doomed: &SegmentSet,
         stays_since: Option<Timestamp>,
     ) -> Result<bool> {
@@ -260,7 +276,13 @@ impl Run<'_, '_> {
         if keys.is_empty() {
             return Ok(true);
         }
-        self.touched = true;
+        for (timeline, (first, last)) in &gone {
+            let range = [*first, *last].map(|number| SegmentName::new(*timeline, number, size));
+            self.touch(due, |tombstone| {
+                let mut wal = tombstone.wal.iter();
+                wal.any(|doomed| doomed.meets(system.id(), range))
+            });
+        }
         // Before anything of it is gone: no reader takes what is missing for a gap.
         for (timeline, range) in gone {
             system.note_expired(timeline, size, range).await?;

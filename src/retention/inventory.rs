@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::TryStreamExt;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
@@ -16,11 +16,9 @@ use crate::repository::line::Archived;
 use crate::repository::marker::Marker;
 use crate::repository::pins::{Pin, StoredPin};
 use crate::repository::segments::SegmentSet;
+pub use crate::repository::tombstones::CLOCK_TOLERANCE;
 use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
-
-/// How far two clocks may be apart that are taken to agree.
-pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// What a repository holds of a cluster.
 pub struct Inventory {
@@ -56,12 +54,12 @@ pub struct SystemInventory {
 /// A finished backup.
 #[derive(Clone)]
 pub struct BackupState {
-    /// Its marker.
+    /// Its marker, without the list of objects: that may be long.
     pub marker: Marker,
     /// When it ended: by the server's clock, and no later than the marker was stored.
     pub ended: Timestamp,
-    /// Whether all its objects are listed, with their sizes.
-    pub complete: bool,
+    /// Whether all its objects are listed, with their sizes, and its own WAL.
+    pub restorable: bool,
     /// Whether it counts: a full one without damaged pages, complete and with its own WAL.
     pub good: bool,
 }
@@ -119,13 +117,15 @@ impl SystemInventory {
             .collect();
         let (mut backups, mut unfinished) = (Vec::new(), Vec::new());
         for (id, directory) in directories {
-            if let Some(marker) = markers.remove(&id) {
+            if let Some(mut marker) = markers.remove(&id) {
                 let marked = directory.marked.unwrap_or(directory.newest);
-                let complete = directory.holds_all_of(&marker);
+                let restorable =
+                    directory.holds_all_of(&marker) && has_own_wal(&marker, &archived, size);
+                marker.objects = Vec::new();
                 backups.push(BackupState {
                     ended: marker.stop_time.min(marked),
-                    complete,
-                    good: complete && is_good(&marker, &archived, size),
+                    restorable,
+                    good: restorable && counts(&marker),
                     marker,
                 });
             } else if directory.marked.is_none() {
@@ -145,6 +145,17 @@ impl SystemInventory {
             pins: pins.into_iter().map(PinState::of).collect(),
             problems,
         })
+    }
+
+    /// The archived segments, without what lies beside them.
+    pub fn segments(&self) -> SegmentSet {
+        let mut segments = SegmentSet::default();
+        for (timeline, wal) in &self.archived {
+            for run in &wal.runs {
+                segments.add(*timeline, run.first, run.last);
+            }
+        }
+        segments
     }
 
     /// The newest timeline, as PostgreSQL's `latest` finds it.
@@ -172,14 +183,18 @@ impl PinState {
     }
 }
 
-/// Whether a complete backup counts: a full one without damaged pages, and with its own WAL.
-fn is_good(marker: &Marker, archived: &Archived, size: SegmentSize) -> bool {
+/// Whether the WAL that a backup itself needs is there, and nobody disputes it.
+fn has_own_wal(marker: &Marker, archived: &Archived, size: SegmentSize) -> bool {
     let (first, last) = marker.own_wal();
-    let wal_is_here = archived.get(&marker.timeline).is_some_and(|wal| {
+    archived.get(&marker.timeline).is_some_and(|wal| {
         wal.run_with(first).is_some_and(|run| run.last >= last)
             && wal.first_conflict(first, last, size).is_none()
-    });
-    marker.kind == BackupKind::Full && marker.damaged_page_count == 0 && wal_is_here
+    })
+}
+
+/// Whether a backup counts that can be restored: a full one without damaged pages.
+fn counts(marker: &Marker) -> bool {
+    marker.kind == BackupKind::Full && marker.damaged_page_count == 0
 }
 
 /// What is listed below the directory of one backup.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::inventory::{CLOCK_TOLERANCE, Inventory};
+use super::inventory::{CLOCK_TOLERANCE, Inventory, SystemInventory};
 use super::lines::{self, Line, Which};
 use super::rules::{self, Keeps};
 use super::wanted::wanted;
@@ -272,9 +272,8 @@ fn keep_for_others(keeps: &mut Keeps, inventory: &Inventory, circumstances: &Cir
                 && copies != Some(1)
                 && let Some(needed) = needs.wal.get(&system.id)
             {
-                let there = archived_in(other, system.id);
-                let missing = system.stored.within(needed).without(&there);
-                keeps.wal.entry(at).or_default().add_all(&missing);
+                let lacking = lacking_in(other, system).within(needed);
+                keeps.wal.entry(at).or_default().add_all(&lacking);
             }
         }
     }
@@ -295,7 +294,13 @@ fn keep_for_arrivals(
     source: &Other,
     circumstances: &Circumstances<'_>,
 ) {
-    let Ok(there) = &source.inventory else { return };
+    let Ok(there) = &source.inventory else {
+        // Any backup may be on its way, and nobody can say which.
+        for (at, system) in inventory.systems.iter().enumerate() {
+            keeps.wal.entry(at).or_default().add_all(&system.stored);
+        }
+        return;
+    };
     let coming = wanted(
         there,
         Some(inventory),
@@ -320,19 +325,23 @@ fn keep_unreplaced(
         return;
     }
     let id = |which: &Which| &inventory.systems[which.0].backups[which.1].marker.id;
+    // What a drill proved may have lost an object since.
+    let is_restorable = |which: &Which| inventory.systems[which.0].backups[which.1].restorable;
     let proven: Vec<Which> = keeps
         .backups
         .keys()
-        .filter(|which| circumstances.proven.contains(id(which)))
+        .filter(|which| circumstances.proven.contains(id(which)) && is_restorable(which))
         .copied()
         .collect();
+    // What is kept already as well, for the WAL behind it: by its own WAL alone it replaces no
+    // newer one that turns out to be of no use.
     for (at, system) in inventory.systems.iter().enumerate() {
         for number in 0..system.backups.len() {
             let which = (at, number);
             let replaced = proven
                 .iter()
                 .any(|by| is_newer(inventory, lines, *by, which));
-            if !keeps.backups.contains_key(&which) && !replaced {
+            if !replaced {
                 let why = "no newer backup that stays was proven by a drill";
                 keeps.with_lines(inventory, lines, which, why);
             }
@@ -370,14 +379,18 @@ fn holds(other: &Other, system: SystemId, id: &BackupId) -> bool {
     };
     let system = there.systems.iter().find(|there| there.id == system);
     let mut backups = system.into_iter().flat_map(|system| &system.backups);
-    backups.any(|backup| backup.marker.id == *id && backup.complete)
+    backups.any(|backup| backup.marker.id == *id && backup.restorable)
 }
 
-fn archived_in(other: &Other, system: SystemId) -> SegmentSet {
+/// What another repository lacks of the WAL of a system. A `.partial` or `.backup` file there is
+/// not the segment.
+fn lacking_in(other: &Other, system: &SystemInventory) -> SegmentSet {
     let there = other.inventory.as_ref().ok();
     let mut systems = there.into_iter().flat_map(|there| &there.systems);
-    let system = systems.find(|there| there.id == system);
-    system
-        .map(|system| system.stored.clone())
-        .unwrap_or_default()
+    let Some(there) = systems.find(|there| there.id == system.id) else {
+        return system.stored.clone();
+    };
+    let mut lacking = system.segments().without(&there.segments());
+    lacking.add_all(&system.stored.without(&there.stored));
+    lacking
 }

@@ -78,7 +78,7 @@ fn add(system: &mut SystemInventory, other: &SystemInventory) {
         {
             Some(known) => {
                 known.good |= backup.good;
-                known.complete |= backup.complete;
+                known.restorable |= backup.restorable;
             }
             None => system.backups.push(backup.clone()),
         }

@@ -6,12 +6,16 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use seawall::config::RetentionConfig;
 use seawall::error::Exit;
-use seawall::postgres::Lsn;
+use seawall::postgres::{Lsn, SegmentName};
 use seawall::repository::keys::BackupId;
+use seawall::repository::pins::Pin;
+use seawall::repository::tombstones::{DoomedBackup, Tombstone};
 use seawall::retention::expire::look;
 use seawall::retention::{self, Inventory, Other, Plan, Relation, Settings};
 use seawall::storage::simulated::Gate;
-use seawall_tests::retention::world::{Backup, CLUSTER, CONTENT, DATA, Place, SIZE, World};
+use seawall_tests::retention::world::{
+    Backup, CLUSTER, CONTENT, DATA, Place, SIZE, World, timeline_id,
+};
 
 const WAIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -174,6 +178,80 @@ fn periods_keep_their_newest_backup_with_its_own_wal_alone() {
     });
 }
 
+/// A drill of a backup of the first repository.
+async fn drill(world: &World, number: usize, passed: bool) {
+    let id = format!("d{number}{passed}");
+    let report = serde_json::json!({
+        "format": 1,
+        "id": id,
+        "backup": world.backups[number].id,
+        "started": world.now(),
+        "passed": passed,
+    });
+    let repository = world.repository(0, &Gate::open());
+    repository.put_drill(CLUSTER, &id, &report).await.unwrap();
+}
+
+#[test]
+fn a_proven_backup_that_stays_keeps_the_wal_behind_it_until_a_newer_one_is_proven() {
+    let rules = RetentionConfig {
+        daily: Some(2),
+        prove_before_expire: true,
+        ..full(1)
+    };
+    with_world(vec![rules], async |mut world| {
+        for _ in 0..2 {
+            backup(&mut world).await;
+        }
+        drill(&world, 0, true).await;
+        assert!(plan(&world, &[]).await.is_empty());
+        drill(&world, 1, true).await;
+        let [old, new] = [0, 1].map(|at| world.backups[at].start.segment);
+        assert_eq!(wal(&plan(&world, &[]).await), [(old + 1, new - 1)]);
+    });
+}
+
+#[test]
+fn a_tombstone_goes_when_nothing_of_it_is_left_also_where_something_goes_every_day() {
+    with_world(vec![full(1)], async |mut world| {
+        let (rules, stores) = (full(1), world.clock.clone());
+        let clock = || stores.now();
+        let repository = world.repository(0, &Gate::open());
+        for day in 0..8 {
+            backup(&mut world).await;
+            let done = retention::expire(&repository, &settings(&rules, &[], &clock)).await;
+            let deleted = done.unwrap().deleted_objects;
+            assert!(day < 2 || deleted > 0, "day {day}");
+            let there = repository.tombstones(CLUSTER).await.unwrap().read.len();
+            assert!(there <= 2, "{there} tombstones on day {day}");
+        }
+    });
+}
+
+#[test]
+fn a_pin_is_refused_where_a_tombstone_may_be_due_by_the_clock_of_the_store() {
+    with_world(vec![full(1)], async |mut world| {
+        backup(&mut world).await;
+        let system = world.system(0, 0, &Gate::open());
+        let id = world.backups[0].id.clone();
+        // This host's own clock says nothing.
+        let pin = Pin::new(id.clone(), "audit", None, Timestamp::UNIX_EPOCH);
+        for (seconds, refused) in [(120, false), (30, true), (-1, true)] {
+            let doomed = DoomedBackup {
+                system_id: system.id(),
+                id: id.clone(),
+            };
+            let created = world.now() + SignedDuration::from_secs(seconds) - WAIT;
+            let tombstone = Tombstone::new(vec![doomed], Vec::new(), created, WAIT);
+            let repository = system.repository();
+            repository.put_tombstone(CLUSTER, &tombstone).await.unwrap();
+            let pinned = system.pin(&pin).await;
+            assert_eq!(pinned.is_err(), refused, "{seconds}");
+            assert_eq!(system.pins().await.unwrap().len(), 1, "{seconds}");
+        }
+    });
+}
+
 #[test]
 fn what_only_an_unproven_backup_would_replace_stays() {
     let rules = RetentionConfig {
@@ -184,41 +262,35 @@ fn what_only_an_unproven_backup_would_replace_stays() {
         for _ in 0..3 {
             backup(&mut world).await;
         }
-        let repository = world.repository(0, &Gate::open());
-        let drill = async |number: usize, passed: bool| {
-            let report = serde_json::json!({
-                "format": 1,
-                "id": format!("d{number}{passed}"),
-                "backup": world.backups[number].id,
-                "started": world.now(),
-                "passed": passed,
-            });
-            let id = report["id"].as_str().unwrap().to_owned();
-            repository.put_drill(CLUSTER, &id, &report).await.unwrap();
-        };
         assert!(plan(&world, &[]).await.is_empty());
-        drill(0, true).await;
-        drill(2, false).await;
+        drill(&world, 0, true).await;
+        drill(&world, 2, false).await;
         assert!(
             plan(&world, &[]).await.is_empty(),
             "none that is newer passed"
         );
-        drill(2, true).await;
+        drill(&world, 2, true).await;
         assert_eq!(going(&world, &plan(&world, &[]).await), [0, 1]);
     });
 }
 
 async fn other(world: &World, rules: RetentionConfig, away: bool) -> Vec<Other> {
-    let far = world.repository(1, &Gate::open());
-    let inventory = match away {
-        true => Err("it is away".to_owned()),
-        false => Ok(Inventory::load(&far, CLUSTER, world.now()).await.unwrap()),
-    };
+    let mut others = other_away();
+    others[0].rules = rules;
+    if !away {
+        let far = world.repository(1, &Gate::open());
+        let inventory = Inventory::load(&far, CLUSTER, world.now()).await;
+        others[0].inventory = Ok(inventory.unwrap());
+    }
+    others
+}
+
+fn other_away() -> Vec<Other> {
     vec![Other {
         name: "far".to_owned(),
         relation: Relation::Copy,
-        rules,
-        inventory,
+        rules: full(1),
+        inventory: Err("it is away".to_owned()),
     }]
 }
 
@@ -255,6 +327,59 @@ fn what_a_copy_lacks_and_would_keep_stays_until_it_has_it() {
         world.repositories[0].rules.minimum_copies = Some(1);
         let others = other(&world, RetentionConfig::default(), true).await;
         assert_eq!(going(&world, &plan(&world, &others).await), [0, 1]);
+    });
+}
+
+#[test]
+fn a_copy_holds_what_can_be_restored_from_it_alone() {
+    with_world(vec![full(1), full(3)], async |mut world| {
+        for _ in 0..3 {
+            backup(&mut world).await;
+        }
+        let [near, far] = [0, 1].map(|at| world.repository(at, &Gate::open()));
+        for info in near.store().list("", None).await.unwrap() {
+            if info.key.contains("/wal/") {
+                let bytes = near.store().get_limited(&info.key, 1 << 20).await.unwrap();
+                far.store().put(&info.key, bytes.unwrap()).await.unwrap();
+            }
+        }
+        for number in 0..3 {
+            put(&world, 1, number).await;
+        }
+        let others = other(&world, full(3), false).await;
+        assert_eq!(going(&world, &plan(&world, &others).await), [0, 1]);
+        // The copy loses a segment; a file beside it is not the segment.
+        let segment = world.backups[1].start.segment;
+        let name = SegmentName::new(timeline_id(0), segment, SIZE);
+        for info in far.store().list("", None).await.unwrap() {
+            if info.key.contains(&format!("/{name}-")) {
+                let beside = info.key.replace("-", ".00000028.backup-");
+                far.store().delete(&info.key).await.unwrap();
+                far.store().put(&beside, "beside".into()).await.unwrap();
+            }
+        }
+        let others = other(&world, full(3), false).await;
+        let plan = plan(&world, &others).await;
+        assert_eq!(going(&world, &plan), [0]);
+        let gone = wal(&plan);
+        assert!(
+            gone.iter()
+                .all(|(first, last)| !(*first..=*last).contains(&segment))
+        );
+    });
+}
+
+#[test]
+fn while_its_source_is_away_a_copy_keeps_all_wal_for_what_may_be_arriving() {
+    with_world(vec![full(1)], async |mut world| {
+        for _ in 0..3 {
+            backup(&mut world).await;
+        }
+        let mut others = other_away();
+        others[0].relation = Relation::Source;
+        let plan = plan(&world, &others).await;
+        assert_eq!(going(&world, &plan), [0, 1]);
+        assert_eq!(wal(&plan), []);
     });
 }
 

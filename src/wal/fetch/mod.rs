@@ -190,6 +190,16 @@ async fn from_one(system: &System, request: Request<'_>, turn: &Turn) -> Result<
     }
     let later = match evidence {
         Evidence::Later(later) => later,
+        Evidence::Expired if request.end_at_gap => {
+            tracing::warn!("retention removed {}; ending as asked", request.name);
+            return Ok(Fetched::Absent);
+        }
+        Evidence::Expired => {
+            let what = format!("{} was there, and retention removed it", request.name);
+            return Err(Error::failed(what).at(system.place()).hint(
+                "the WAL behind this backup is no longer kept: restore with --immediate to stop at the backup's own end, or with --end-at-gap to stop where its WAL ends",
+            ));
+        }
         Evidence::Itself => {
             let what = format!("the store lists {} once and then not", request.name);
             return Err(Error::failed(what).at(system.place()).retryable(true));
@@ -227,6 +237,8 @@ enum Evidence {
     Itself,
     /// Something that could not be there if the file had never existed.
     Later(String),
+    /// A record that retention removed it.
+    Expired,
 }
 
 /// Looks for what speaks against the absence of `name`.
@@ -243,10 +255,15 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
             Ok(Some(Evidence::Later(later)))
         }
         // What lies behind the fork is no evidence: it is not of the line.
-        WalFileName::Segment(_) if request.place() != Place::Open => Ok(None),
+        WalFileName::Segment(segment) if request.place() != Place::Open => {
+            removed(system, segment, request.segment_size).await
+        }
         WalFileName::Segment(segment) => {
             let Some(found) = system.segment_from(segment).await? else {
-                return child_behind(system, segment, request).await;
+                return match child_behind(system, segment, request).await? {
+                    None => removed(system, segment, request.segment_size).await,
+                    child => Ok(child),
+                };
             };
             if found == segment {
                 return Ok(Some(Evidence::Itself));
@@ -285,6 +302,17 @@ async fn evidence_against(system: &System, request: Request<'_>) -> Result<Optio
     }
 }
 
+/// Whether retention removed `segment`: then WAL went on there, and does not end.
+async fn removed(
+    system: &System,
+    segment: SegmentName,
+    size: SegmentSize,
+) -> Result<Option<Evidence>> {
+    let expired = system.expired(segment.timeline, size).await?;
+    let removed = expired.contains(segment.number(size)?);
+    Ok(removed.then_some(Evidence::Expired))
+}
+
 /// Looks for a timeline that branched off behind `segment`: whoever founded it had replayed all
 /// of that segment, so it was written whole, though perhaps archived by nobody (a primary that
 /// died before it did, whose standby had received it already). The segment that holds the
@@ -313,6 +341,45 @@ async fn child_behind(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_retention_removed_is_never_called_absent() {
+        let store = crate::storage::Store::memory().unwrap();
+        let repository = crate::repository::Repository::over("near", store);
+        repository.init().await.unwrap();
+        let system = repository.system("main", crate::postgres::SystemId(7));
+        let size = SegmentSize::DEFAULT;
+        system.register(18, size).await.unwrap();
+        let one = TimelineId::FIRST;
+        system.note_expired(one, size, (3, 9)).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let destination = directory.path().join("RECOVERYXLOG");
+        let left = ["1@0/3002678".parse().unwrap()];
+        for (name, end_at_gap, left, removed) in [
+            ("000000010000000000000003", false, &[][..], true),
+            ("000000010000000000000003", true, &[], false),
+            ("00000001000000000000000A", false, &[], false),
+            ("000000020000000000000003", false, &[], false),
+            ("000000010000000000000003", false, &left, true),
+            ("000000010000000000000004", false, &left, false),
+        ] {
+            let request = Request {
+                name: name.parse().unwrap(),
+                segment_size: size,
+                destination: &destination,
+                end_at_gap,
+                left,
+                new_tablespaces: NewTablespaces::Allow,
+                follows: None,
+            };
+            let turn = Turn::at(&destination).unwrap();
+            let done = fetch(std::slice::from_ref(&system), request, &turn).await;
+            match removed {
+                true => assert!(done.unwrap_err().what().contains("retention removed it")),
+                false => assert_eq!(done.unwrap(), Fetched::Absent, "{name}"),
+            }
+        }
+    }
 
     #[test]
     fn a_segment_lies_before_in_or_behind_the_end_of_the_timeline_that_is_left() {

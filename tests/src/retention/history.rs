@@ -286,7 +286,7 @@ impl History {
             now + SignedDuration::from_hours(hours)
         });
         let pin = Pin::new(backup.id.clone(), "audit", until, now);
-        if system.pin(&pin, now).await.is_ok() {
+        if system.pin(&pin).await.is_ok() {
             self.promises[at].pins.insert(number, until);
             self.log(format!("pins {} in {at} until {until:?}", backup.id));
         }
