@@ -119,11 +119,14 @@ impl System {
         Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
     }
 
-    /// Puts the marker create-only and reads it back.
+    /// Puts the marker create-only and reads it back. Where two copy the same backup, the
+    /// other's marker is this one, byte for byte.
     async fn put_marker(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
         let key = self.keys().marker(&marker.id);
-        let created = self.store().put_new(&key, bytes).await?;
-        if created != Created::Created {
+        let created = self.store().put_new(&key, bytes.clone()).await?;
+        if created != Created::Created
+            && self.repository().sealed_bytes(&key).await?.as_ref() != Some(&bytes)
+        {
             return Err(
                 Error::failed(format!("backup {} is committed already", marker.id))
                     .at(self.place()),
