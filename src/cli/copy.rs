@@ -122,11 +122,22 @@ async fn work(
     targets: &[&RepositoryConfig],
     settings: &Settings,
 ) -> Result<Exit> {
-    // All are opened before the first is filled: `--follow` has no end at which a wrong
-    // configuration of another could be said.
+    // All are opened before the first is filled: what is wrong is said at once, for `--follow`
+    // has no end at which it could be. One wrong repository must not keep the others from being
+    // filled for good.
+    let open = |target: &&_| Copier::new(config, target, settings.clone());
+    let copiers: Vec<_> = targets.iter().map(open).collect();
+    let goes_on = args.follow && copiers.iter().any(Result::is_ok);
     let mut opened = Vec::new();
-    for target in targets {
-        opened.push((*target, opened_once(config, target, settings)?));
+    for (target, copier) in targets.iter().zip(copiers) {
+        match copier {
+            Err(error) if error.exit() == Exit::Usage && !goes_on => return Err(error),
+            Err(error) => {
+                super::report(&error);
+                opened.push((*target, Err(error)));
+            }
+            Ok(copier) => opened.push((*target, Ok(copier))),
+        }
     }
     let one = |(target, copier)| fill(args, config, target, settings, copier);
     let filled = futures::future::join_all(opened.into_iter().map(one)).await;
@@ -147,25 +158,6 @@ async fn work(
         false => repositories.iter().for_each(show),
     }
     Ok(exit)
-}
-
-/// The inner error is one that may pass. It is said at once.
-///
-/// # Errors
-/// The configuration is wrong.
-fn opened_once(
-    config: &Config,
-    target: &RepositoryConfig,
-    settings: &Settings,
-) -> Result<Result<Copier>> {
-    match Copier::new(config, target, settings.clone()) {
-        Err(error) if error.exit() == Exit::Usage => Err(error),
-        Err(error) => {
-            super::report(&error);
-            Ok(Err(error))
-        }
-        Ok(copier) => Ok(Ok(copier)),
-    }
 }
 
 /// Tries again until the repositories can be opened; `None` after a signal. What fails does not

@@ -62,7 +62,10 @@ impl Copier {
         let bytes = source.repository().sealed_bytes(&key).await?;
         let bytes = bytes.ok_or_else(gone)?;
         match aim.repository().sealed_bytes(&key).await? {
-            Some(there) if there == bytes => return Ok(self.is_there(aim, &key, backup)),
+            Some(there) if there == bytes => {
+                self.is_there(aim, &key, backup);
+                return Ok(());
+            }
             // Bringing its objects would replace those of the other one.
             Some(_) => {
                 let what = format!("backup {} is committed with another marker", backup.id);
@@ -78,7 +81,8 @@ impl Copier {
         );
         lock(&self.verified).retain(|object| object.contains(backup.id.as_str()));
         if !self.objects(sources, aim, &marker).await? {
-            return Ok(self.is_there(aim, &key, backup));
+            self.is_there(aim, &key, backup);
+            return Ok(());
         }
         aim.commit_as(&marker, bytes).await?;
         tracing::info!("backup {} is in {}", marker.id, aim.repository().place());

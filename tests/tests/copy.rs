@@ -132,7 +132,7 @@ fn of_two_that_follow_one_watches_until_the_other_is_gone() {
         call.with(|run| run.timeout(Duration::from_secs(300)))
             .start()
     };
-    let mut first = follow();
+    let first = follow();
     wait_until("the backup is there", PATIENCE, || {
         !far.keys_with("backup.json").is_empty()
     });
@@ -149,6 +149,31 @@ fn of_two_that_follow_one_watches_until_the_other_is_gone() {
     second.signal(nix::sys::signal::Signal::SIGTERM);
     second.wait().success();
     assert_eq!(far.keys_with("/leases/").len(), 1, "but of the killed one");
+}
+
+#[test]
+fn one_copy_that_cannot_be_opened_is_named_at_once_tried_again_and_holds_up_no_other() {
+    let (site, far, _scratch) = with_copy(&[("absent", "near")]);
+    site.backup();
+    let place = far.root().with_file_name("absent");
+    let away = far.root().with_file_name("away");
+    std::fs::rename(&place, &away).unwrap();
+    let call = site.seawall("copy");
+    let call = call.args(["--follow", "--interval", "200ms"]);
+    let mut follow = call
+        .with(|run| run.timeout(Duration::from_secs(300)))
+        .start();
+    wait_until("the other one is filled", PATIENCE, || {
+        !far.keys_with("backup.json").is_empty()
+    });
+    assert_eq!(follow.stderr().matches("error: ").count(), 1);
+    std::fs::rename(&away, &place).unwrap();
+    let absent = Stored::at(&place);
+    wait_until("it is filled, too", PATIENCE, || {
+        !absent.keys_with("backup.json").is_empty()
+    });
+    follow.signal(nix::sys::signal::Signal::SIGTERM);
+    follow.wait().success();
 }
 
 #[test]
