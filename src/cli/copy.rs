@@ -1,5 +1,7 @@
 //! `seawall copy`.
 
+use std::time::Duration;
+
 use clap::Parser;
 use serde::Serialize;
 
@@ -10,6 +12,9 @@ use crate::copy::{Copied, Copier, Lag, Settings, lag};
 use crate::error::{Error, Exit, Result};
 use crate::postgres::SystemId;
 use crate::repository::Repository;
+
+/// How long a repository that cannot be opened is left alone at least.
+const OPEN_AGAIN: Duration = Duration::from_secs(10);
 
 /// The processor belongs to the database first.
 const NICE: i32 = 10;
@@ -117,12 +122,28 @@ async fn work(
     targets: &[&RepositoryConfig],
     settings: &Settings,
 ) -> Result<Exit> {
-    let one = |target| fill(args, config, target, settings);
-    let filled = futures::future::join_all(targets.iter().copied().map(one)).await;
+    // All are opened before the first is filled: what is wrong is said at once, for `--follow`
+    // has no end at which it could be. One wrong repository must not keep the others from being
+    // filled for good.
+    let open = |target: &&_| Copier::new(config, target, settings.clone());
+    let copiers: Vec<_> = targets.iter().map(open).collect();
+    let goes_on = args.follow && copiers.iter().any(Result::is_ok);
+    let mut opened = Vec::new();
+    for (target, copier) in targets.iter().zip(copiers) {
+        match copier {
+            Err(error) if error.exit() == Exit::Usage && !goes_on => return Err(error),
+            Err(error) => {
+                super::report(&error);
+                opened.push((*target, Err(error)));
+            }
+            Ok(copier) => opened.push((*target, Ok(copier))),
+        }
+    }
+    let one = |(target, copier)| fill(args, config, target, settings, copier);
+    let filled = futures::future::join_all(opened.into_iter().map(one)).await;
     let mut exit = Exit::Done;
     let mut repositories = Vec::new();
-    for filled in filled {
-        let (filled, ended) = filled?;
+    for (filled, ended) in filled {
         if ended != Exit::Done && exit == Exit::Done {
             exit = ended;
         }
@@ -139,27 +160,52 @@ async fn work(
     Ok(exit)
 }
 
+/// Tries again until the repositories can be opened; `None` after a signal. What fails does not
+/// end the process: it fills other copies.
+async fn opened_later(
+    config: &Config,
+    target: &RepositoryConfig,
+    settings: &Settings,
+) -> Option<Copier> {
+    let opened = async {
+        loop {
+            tokio::time::sleep(settings.interval.max(OPEN_AGAIN)).await;
+            match Copier::new(config, target, settings.clone()) {
+                Ok(copier) => {
+                    tracing::info!("copying to {} goes on", copier.aim().place());
+                    return copier;
+                }
+                Err(error) => tracing::debug!("{}", error.one_line()),
+            }
+        }
+    };
+    tokio::select! {
+        copier = opened => Some(copier),
+        () = interrupted() => None,
+    }
+}
+
 async fn fill(
     args: &CopyArgs,
     config: &Config,
     target: &RepositoryConfig,
     settings: &Settings,
-) -> Result<(Filled, Exit)> {
-    let copier = Copier::new(config, target, settings.clone());
-    let copier = match copier {
-        Ok(copier) => copier,
-        Err(error) if error.exit() == Exit::Usage => return Err(error),
-        Err(error) => {
-            let exit = super::report(&error);
-            let filled = Filled {
-                repository: target.name.clone(),
-                copy_from: target.copy_from.clone().unwrap_or_default(),
-                copied: None,
-                systems: Vec::new(),
-                error: Some(error.one_line()),
-            };
-            return Ok((filled, exit));
-        }
+    copier: Result<Copier>,
+) -> (Filled, Exit) {
+    let (copier, error) = match copier {
+        Ok(copier) => (Some(copier), None),
+        Err(error) if args.follow => (opened_later(config, target, settings).await, Some(error)),
+        Err(error) => (None, Some(error)),
+    };
+    let Some(copier) = copier else {
+        let filled = Filled {
+            repository: target.name.clone(),
+            copy_from: target.copy_from.clone().unwrap_or_default(),
+            copied: None,
+            systems: Vec::new(),
+            error: error.as_ref().map(Error::one_line),
+        };
+        return (filled, error.map_or(Exit::Failed, |error| error.exit()));
     };
     let mut failed = None;
     if args.follow {
@@ -200,7 +246,7 @@ async fn fill(
         filled.error = Some(error.one_line());
         exit = super::report(&error);
     }
-    Ok((filled, exit))
+    (filled, exit)
 }
 
 async fn lags(

@@ -34,8 +34,9 @@ impl Copier {
             }
             let sources = of.sources();
             self.hold(&of.source, &of.aim, backup).await;
+            self.wait_for_another(&of.aim, backup).await;
             let copied = self.backup(&sources, &of.aim, backup).await;
-            self.release().await;
+            self.release_backup().await;
             match copied {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => return Err(error),
@@ -60,6 +61,18 @@ impl Copier {
         let marker = source.marker(&backup.id).await?.ok_or_else(gone)?;
         let bytes = source.repository().sealed_bytes(&key).await?;
         let bytes = bytes.ok_or_else(gone)?;
+        match aim.repository().sealed_bytes(&key).await? {
+            Some(there) if there == bytes => {
+                self.is_there(aim, &key, backup);
+                return Ok(());
+            }
+            // Bringing its objects would replace those of the other one.
+            Some(_) => {
+                let what = format!("backup {} is committed with another marker", backup.id);
+                return Err(Error::failed(what).at(aim.place()));
+            }
+            None => {}
+        }
         tracing::info!(
             "copying backup {} from {} to {}",
             marker.id,
@@ -67,7 +80,10 @@ impl Copier {
             aim.repository().place()
         );
         lock(&self.verified).retain(|object| object.contains(backup.id.as_str()));
-        self.objects(sources, aim, &marker).await?;
+        if !self.objects(sources, aim, &marker).await? {
+            self.is_there(aim, &key, backup);
+            return Ok(());
+        }
         aim.commit_as(&marker, bytes).await?;
         tracing::info!("backup {} is in {}", marker.id, aim.repository().place());
         let mut report = lock(&self.report);
@@ -76,8 +92,18 @@ impl Copier {
         Ok(())
     }
 
-    /// Everything of a backup but its marker.
-    async fn objects(&self, sources: &[&System], aim: &System, marker: &Marker) -> Result<()> {
+    /// Somebody else has copied it meanwhile.
+    fn is_there(&self, aim: &System, key: &str, backup: &Backup) {
+        let place = aim.repository().place();
+        tracing::info!(
+            "backup {} was brought to {place} by another copy",
+            backup.id
+        );
+        lock(&self.report).accept(key);
+    }
+
+    /// Everything of a backup but its marker. False: somebody else has put that meanwhile.
+    async fn objects(&self, sources: &[&System], aim: &System, marker: &Marker) -> Result<bool> {
         let directory = aim.keys().backup(&marker.id);
         let listed = aim.store().list(&directory, None).await?;
         let there: BTreeMap<String, u64> = listed
@@ -90,7 +116,7 @@ impl Copier {
             async move {
                 let size = there.get(&format!("{directory}/{}", object.key));
                 let size = size.copied();
-                let brought = self.bring(sources, aim, directory, object, size).await;
+                let brought = self.bring(sources, aim, &marker.id, object, size).await;
                 (object, brought)
             }
         });
@@ -100,11 +126,15 @@ impl Copier {
             let key = format!("{directory}/{}", object.key);
             let mut report = lock(&self.report);
             match brought? {
+                Ok(Arrived::Committed) => {
+                    progress.clear();
+                    return Ok(false);
+                }
                 Ok(arrived) => {
                     report.accept(&key);
                     lock(&self.verified).insert(key);
                     match arrived {
-                        Arrived::Found => report.found_objects += 1,
+                        Arrived::Found | Arrived::Committed => report.found_objects += 1,
                         Arrived::ServerSide | Arrived::Streamed => {
                             report.backup_objects += 1;
                             report.backup_bytes += object.size;
@@ -126,7 +156,36 @@ impl Copier {
                 marker.id
             ))
             .hint("a drill of it would fail as well: take a new backup")),
-            None => Ok(()),
+            None => Ok(true),
+        }
+    }
+
+    /// Waits as long as an older lease says that somebody else copies this backup there. That
+    /// saves both the work; what keeps them from harming each other does not depend on it.
+    async fn wait_for_another(&self, aim: &System, backup: &Backup) {
+        let mut said = false;
+        loop {
+            let other = {
+                let held = self.held.lock().await;
+                let Some(own) = held.last() else { return };
+                let repository = aim.repository();
+                let other = repository.copied_by_another(aim.cluster(), own, Some(&backup.id));
+                other.await
+            };
+            match other {
+                Ok(Some(lease)) if !said => {
+                    let (id, place) = (&backup.id, aim.repository().place());
+                    tracing::info!("backup {id} waits: {} copies it to {place}", lease.holder);
+                    said = true;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!("{}", error.one_line());
+                    return;
+                }
+            }
+            tokio::time::sleep(self.settings.interval).await;
         }
     }
 
@@ -144,6 +203,13 @@ impl Copier {
 
     /// Ends all leases. To be called as well where the work was given up.
     pub async fn release(&self) {
+        self.release_backup().await;
+        if let Some(lease) = self.following.lock().await.take() {
+            lease.release().await;
+        }
+    }
+
+    pub(super) async fn release_backup(&self) {
         let held = std::mem::take(&mut *self.held.lock().await);
         for lease in held {
             lease.release().await;

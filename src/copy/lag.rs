@@ -115,7 +115,7 @@ pub async fn lag(source: &System, aim: &System, rules: &RetentionConfig) -> Resu
     }
     for timeline in source.timelines_with_wal().await? {
         let wal = source.timeline_wal(timeline, size, from).await?;
-        let Some(shape) = shape(&wal, left_at(timeline, files.read.values(), size)) else {
+        let Some(shape) = shape(&wal, left_at(timeline, files.read.values(), size), None) else {
             continue;
         };
         let expired = aim.expired(timeline, size).await?;

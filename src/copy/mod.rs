@@ -22,7 +22,7 @@ use crate::config::{Config, RepositoryConfig, RetentionConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SegmentSize, SystemId};
 use crate::repository::keys::BackupId;
-use crate::repository::leases::Held;
+use crate::repository::leases::{Held, Lease, Work};
 use crate::repository::{Repository, System, SystemRecord};
 use crate::storage::CopyLimits;
 
@@ -88,7 +88,10 @@ pub struct Copier {
     /// Objects of the backup under way that were verified: a store that fails in the middle
     /// must not make all of them be read again.
     verified: Mutex<BTreeSet<String>>,
+    /// Of the backup under way: at its source, and at the destination.
     held: tokio::sync::Mutex<Vec<Held>>,
+    /// Of one who copies again and again, for others who would.
+    following: tokio::sync::Mutex<Option<Held>>,
     systems: tokio::sync::Mutex<BTreeMap<SystemId, SystemCopy>>,
 }
 
@@ -166,6 +169,7 @@ impl Copier {
             judged: Mutex::default(),
             verified: Mutex::default(),
             held: tokio::sync::Mutex::default(),
+            following: tokio::sync::Mutex::default(),
             systems: tokio::sync::Mutex::default(),
         }
     }
@@ -215,11 +219,33 @@ impl Copier {
 
     /// Copies again and again, waiting in between, until it is given up. What fails is said
     /// once, tried again, and said again when it works.
+    ///
+    /// Where another process does the same since before, this one only watches until that ends.
+    /// Call [`release`](Self::release) at the end.
     pub async fn follow(&self) {
         let mut trouble: Option<String> = None;
         let mut swept: Option<Instant> = None;
+        let mut watches = false;
+        let own = self
+            .aim
+            .lease(&self.settings.cluster, Work::Copy, None, [])
+            .await;
+        *self.following.lock().await = Some(own);
         loop {
-            match (self.once().await, &trouble) {
+            let other = self.another_that_follows().await;
+            if let Ok(other) = &other {
+                self.say_who_copies(other.as_ref(), watches);
+                watches = other.is_some();
+            }
+            let done = match other {
+                Ok(Some(_)) => {
+                    tokio::time::sleep(self.settings.interval).await;
+                    continue;
+                }
+                Ok(None) => self.once().await,
+                Err(error) => Err(error),
+            };
+            match (done, &trouble) {
                 (Err(error), said) => {
                     let text = error.one_line();
                     if said.is_none() {
@@ -228,7 +254,7 @@ impl Copier {
                         tracing::debug!("{text}");
                     }
                     trouble.get_or_insert(text);
-                    self.release().await;
+                    self.release_backup().await;
                 }
                 (Ok(()), Some(_)) => {
                     tracing::info!("copying to {} goes on", self.aim.place());
@@ -241,6 +267,38 @@ impl Copier {
                 swept = Some(Instant::now());
             }
             tokio::time::sleep(self.settings.interval).await;
+        }
+    }
+
+    /// Who has followed for longer. Nobody where leases may not be read: copying twice is
+    /// harmless, and copying not at all is not.
+    async fn another_that_follows(&self) -> Result<Option<Lease>> {
+        let own = self.following.lock().await;
+        let Some(own) = own.as_ref() else {
+            return Ok(None);
+        };
+        let found = self
+            .aim
+            .copied_by_another(&self.settings.cluster, own, None);
+        match found.await {
+            Err(error) if !error.is_retryable() => {
+                tracing::debug!("{}", error.one_line());
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
+    /// Says it when that changes.
+    fn say_who_copies(&self, other: Option<&Lease>, watches: bool) {
+        let place = self.aim.place();
+        match other {
+            Some(lease) if !watches => tracing::info!(
+                "{} copies to {place}: this process only watches until that ends",
+                lease.holder
+            ),
+            None if watches => tracing::info!("this process copies to {place} now"),
+            _ => {}
         }
     }
 

@@ -8,6 +8,7 @@ use crate::digest::StoredHasher;
 use crate::error::{Error, Result};
 use crate::repository::System;
 use crate::repository::bridge::part_size;
+use crate::repository::keys::BackupId;
 use crate::repository::marker::StoredObject;
 use crate::storage::{ServerSide, StorageError};
 
@@ -20,11 +21,13 @@ pub(super) enum Arrived {
     ServerSide,
     /// Through this machine.
     Streamed,
+    /// Somebody else has finished the backup meanwhile: nothing of it is touched any more.
+    Committed,
 }
 
 impl Copier {
-    /// Brings one object to `aim`, from the first of `sources` that has it whole. `there` is
-    /// the size of what lies there under its key.
+    /// Brings one object of backup `id` to `aim`, from the first of `sources` that has it whole.
+    /// `there` is the size of what lies there under its key.
     ///
     /// After `Ok` its bytes were read once, on their way or at the copy, and have the digest.
     /// The inner error says why nobody's object is usable.
@@ -35,11 +38,11 @@ impl Copier {
         &self,
         sources: &[&System],
         aim: &System,
-        directory: &str,
+        id: &BackupId,
         object: &StoredObject,
         there: Option<u64>,
     ) -> Result<Result<Arrived, String>> {
-        let key = &format!("{directory}/{}", object.key);
+        let key = &format!("{}/{}", aim.keys().backup(id), object.key);
         // What an interrupted copy left may not have been verified yet: it is read, and not
         // copied again.
         if there == Some(object.size)
@@ -49,7 +52,7 @@ impl Copier {
         }
         let mut why = String::new();
         for (at, source) in sources.iter().enumerate() {
-            let tried = self.from(source, aim, key, object).await;
+            let tried = self.from(source, aim, id, key, object).await;
             match tried {
                 Ok(Ok(arrived)) => {
                     if at > 0 {
@@ -69,14 +72,25 @@ impl Copier {
         Ok(Err(why))
     }
 
+    /// What the store copies lies at the copy before anybody has verified it. So it is asked
+    /// only where nothing lies yet, and no backup that somebody else has committed meanwhile
+    /// loses an object here: neither to damaged bytes nor to a deletion. What is streamed is
+    /// verified before it is there, and may replace anything.
     async fn from(
         &self,
         source: &System,
         aim: &System,
+        id: &BackupId,
         key: &str,
         object: &StoredObject,
     ) -> Result<Result<Arrived, String>> {
-        if object.size >= self.settings.server_side_from && self.server_side(source) {
+        if object.size >= self.settings.server_side_from
+            && self.server_side(source)
+            && aim.store().head(key).await?.is_none()
+        {
+            if self.is_committed(aim, id).await? {
+                return Ok(Ok(Arrived::Committed));
+            }
             let limits = self.settings.limits;
             let copied = aim
                 .store()
@@ -87,15 +101,15 @@ impl Copier {
                         return Ok(Ok(Arrived::ServerSide));
                     }
                     // The source's is damaged: it must not look like a copy of this object.
-                    aim.store().delete(key).await?;
+                    if !self.is_committed(aim, id).await? {
+                        aim.store().delete(key).await?;
+                    }
                     return Ok(Err("its bytes do not have the digest in backup.json".into()));
                 }
                 Ok(ServerSide::Impossible(why)) => self.no_server_side(source, &why),
-                // The store may do what it is asked for in smaller pieces.
-                Err(error) => {
-                    tracing::warn!("{error}; its bytes are sent instead");
-                    aim.store().delete(key).await?;
-                }
+                // The store may do what it is asked for in smaller pieces. What it has copied
+                // all the same is replaced, or was brought by somebody else.
+                Err(error) => tracing::warn!("{error}; its bytes are sent instead"),
             }
         }
         self.stream(source, aim, key, object).await
@@ -138,6 +152,10 @@ impl Copier {
         }
         upload.finish().await?;
         Ok(Ok(Arrived::Streamed))
+    }
+
+    async fn is_committed(&self, aim: &System, id: &BackupId) -> Result<bool> {
+        Ok(aim.store().head(&aim.keys().marker(id)).await?.is_some())
     }
 
     /// Reads what lies at the copy, and holds it against the digest.

@@ -46,14 +46,28 @@ impl Shape {
 /// comes once that one is there. A hole that working ahead cannot explain, or before which
 /// another timeline begins, is a gap, and the copy goes on behind it. So it does behind what
 /// retention removed.
-pub(super) fn shape(wal: &TimelineWal, left_at: Option<u64>) -> Option<Shape> {
+///
+/// The copy is done with all before segment `reached`: what is missing from there to the first
+/// run is a hole like any other. Without that, a segment that was waited for in one look would
+/// be passed over in the next, which lists nothing before it.
+pub(super) fn shape(
+    wal: &TimelineWal,
+    left_at: Option<u64>,
+    reached: Option<u64>,
+) -> Option<Shape> {
+    let begin = wal.runs.first()?.first;
+    let mut next = reached.unwrap_or(begin).min(begin);
     let mut shape = Shape {
-        last: wal.runs.first()?.last,
+        last: next.saturating_sub(1),
         more_is_coming: false,
         holes: Vec::new(),
     };
-    for pair in wal.runs.windows(2) {
-        let (first, last) = (pair[0].last + 1, pair[1].first - 1);
+    for run in &wal.runs {
+        if next == run.first {
+            (shape.last, next) = (run.last, run.last + 1);
+            continue;
+        }
+        let (first, last) = (next, run.first - 1);
         let lost = wal.expired.outside(first, last);
         let passed = |number| left_at.is_some_and(|left_at| left_at > number);
         if lost
@@ -79,7 +93,7 @@ pub(super) fn shape(wal: &TimelineWal, left_at: Option<u64>) -> Option<Shape> {
         let mut holes: Vec<Hole> = lost.chain(expired.into_iter().map(hole(true))).collect();
         holes.sort_by_key(|hole| hole.first);
         shape.holes.extend(holes);
-        shape.last = pair[1].last;
+        (shape.last, next) = (run.last, run.last + 1);
     }
     Some(shape)
 }
@@ -101,7 +115,10 @@ pub(super) fn left_at<'a>(
 mod tests {
     use super::*;
     use crate::config::SEGMENTS_AHEAD;
+    use crate::postgres::SegmentName;
     use crate::repository::timeline_wal::SegmentRun;
+
+    const DEFAULT: SegmentSize = SegmentSize::DEFAULT;
 
     fn wal(runs: &[(u64, u64)], stored_ahead: u64) -> TimelineWal {
         let run = |&(first, last): &(u64, u64)| SegmentRun {
@@ -127,7 +144,7 @@ mod tests {
     fn what_retention_removed_is_no_gap_and_nothing_waits_for_it() {
         let mut wal = wal(&[(3, 5), (9, 12), (40, 41)], SEGMENTS_AHEAD);
         wal.expired = [(6, 8), (13, 30)].into_iter().collect();
-        let shape = shape(&wal, None).unwrap();
+        let shape = shape(&wal, None, None).unwrap();
         // Segments 31 to 39 were not removed, and what follows may be ahead of them.
         assert_eq!((shape.last, shape.more_is_coming), (12, true));
         let hole = |first, last, expired| Hole {
@@ -136,7 +153,7 @@ mod tests {
             expired,
         };
         assert_eq!(shape.holes, [hole(6, 8, true)]);
-        let left = super::shape(&wal, Some(50)).unwrap();
+        let left = super::shape(&wal, Some(50), None).unwrap();
         assert_eq!(
             left.holes,
             [hole(6, 8, true), hole(13, 30, true), hole(31, 39, false)]
@@ -145,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_is_stored_ahead_of_a_missing_segment_waits_for_it() {
-        let ahead = |runs: &[(u64, u64)]| shape(&wal(runs, SEGMENTS_AHEAD), None).unwrap();
+        let ahead = |runs: &[(u64, u64)]| shape(&wal(runs, SEGMENTS_AHEAD), None, None).unwrap();
         let waits = ahead(&[(3, 5), (7, 22)]);
         assert_eq!((waits.last, waits.more_is_coming), (5, true));
         assert!(waits.holes.is_empty());
@@ -159,13 +176,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_where_the_last_look_ended_is_a_hole_like_any_other() {
+        let from =
+            |runs: &[(u64, u64)], at| shape(&wal(runs, SEGMENTS_AHEAD), None, Some(at)).unwrap();
+        let waits = from(&[(7, 22)], 6);
+        assert_eq!((waits.last, waits.more_is_coming), (5, true));
+        let partial = WalFileName::Partial(SegmentName::new(TimelineId::FIRST, 6, DEFAULT));
+        assert!(!waits.takes(partial, 6));
+        let gap = from(&[(7, 23)], 6);
+        assert_eq!((gap.last, gap.more_is_coming), (23, false));
+        assert_eq!(gaps(&gap), [(6, 6)]);
+        let came = from(&[(6, 22)], 6);
+        assert_eq!((came.last, came.more_is_coming), (22, false));
+        assert!(came.holes.is_empty());
+        let mut removed = wal(&[(9, 12)], SEGMENTS_AHEAD);
+        removed.expired = [(1, 8)].into_iter().collect();
+        let removed = shape(&removed, None, Some(6)).unwrap();
+        let hole = Hole {
+            first: 6,
+            last: 8,
+            expired: true,
+        };
+        assert_eq!((removed.last, removed.holes), (12, vec![hole]));
+    }
+
+    #[test]
     fn nothing_is_waited_for_where_it_was_acknowledged_or_another_timeline_goes_on() {
-        let all = shape(&wal(&[(3, 5), (7, 8)], 0), None).unwrap();
+        let all = shape(&wal(&[(3, 5), (7, 8)], 0), None, None).unwrap();
         assert_eq!((all.last, gaps(&all)), (8, vec![(6, 6)]));
-        let left = |at| shape(&wal(&[(3, 5), (7, 8)], SEGMENTS_AHEAD), Some(at)).unwrap();
+        let left = |at| shape(&wal(&[(3, 5), (7, 8)], SEGMENTS_AHEAD), Some(at), None).unwrap();
         assert_eq!(gaps(&left(8)), [(6, 6)]);
         assert!(left(6).more_is_coming);
-        assert_eq!(shape(&wal(&[], SEGMENTS_AHEAD), Some(4)), None);
+        assert_eq!(shape(&wal(&[], SEGMENTS_AHEAD), Some(4), Some(2)), None);
     }
 
     #[test]

@@ -118,8 +118,7 @@ impl WalCopy {
                     false => drop(self.one(*object, report).await?),
                 }
             }
-            let at = self.positions.get(&timeline).copied().unwrap_or(from);
-            match self.timeline_upwards(timeline, at, report).await? {
+            match self.timeline_upwards(timeline, from, report).await? {
                 (Done::All, Some(next)) => drop(self.positions.insert(timeline, next)),
                 (Done::All, None) => {}
                 // Later timelines follow this one.
@@ -140,7 +139,7 @@ impl WalCopy {
         let mut left = most;
         let timelines = self.source.timelines_with_wal().await?;
         for timeline in timelines.into_iter().rev() {
-            let Some(shape) = self.shape(timeline, to).await? else {
+            let Some(shape) = self.shape(timeline, to, None).await? else {
                 continue;
             };
             let theirs = self.aim.timeline_wal(timeline, self.size, to).await?;
@@ -176,14 +175,21 @@ impl WalCopy {
         Ok(Done::All)
     }
 
-    /// Returns the segment from which the next look goes on.
+    /// Returns the segment from which the next look goes on. It need not be there yet, or ever:
+    /// that look must not take what lies behind it for the beginning.
     async fn timeline_upwards(
         &mut self,
         timeline: TimelineId,
         from: u64,
         report: &Mutex<Copied>,
     ) -> Result<(Done, Option<u64>)> {
-        let Some(shape) = self.shape(timeline, from).await? else {
+        let position = self.positions.get(&timeline).copied();
+        let from = position.unwrap_or(from);
+        let reached = match position {
+            Some(position) => Some(position),
+            None => self.reached_before(timeline, from).await?,
+        };
+        let Some(shape) = self.shape(timeline, from, reached).await? else {
             return Ok((Done::All, None));
         };
         let expired = self.aim.expired(timeline, self.size).await?;
@@ -216,10 +222,23 @@ impl WalCopy {
         Ok((Done::All, Some(shape.last + 1)))
     }
 
-    async fn shape(&self, timeline: TimelineId, from: u64) -> Result<Option<Shape>> {
+    /// Behind what the copy holds of `timeline` from an earlier run: the first segment that it
+    /// lacks. The source may have removed those before since.
+    async fn reached_before(&self, timeline: TimelineId, from: u64) -> Result<Option<u64>> {
+        let held = self.aim.timeline_wal(timeline, self.size, from).await?;
+        let first = held.runs.first().map(|run| run.first);
+        Ok(first.and_then(|first| Some(held.missing(first, u64::MAX).first()?.0)))
+    }
+
+    async fn shape(
+        &self,
+        timeline: TimelineId,
+        from: u64,
+        reached: Option<u64>,
+    ) -> Result<Option<Shape>> {
         let wal = self.source.timeline_wal(timeline, self.size, from).await?;
         let left_at = left_at(timeline, self.histories.values(), self.size);
-        Ok(shape(&wal, left_at))
+        Ok(shape(&wal, left_at, reached))
     }
 
     async fn read_histories(&mut self, objects: impl Iterator<Item = &WalObject>) -> Result<()> {
@@ -348,3 +367,7 @@ impl WalCopy {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "wal_tests.rs"]
+mod tests;

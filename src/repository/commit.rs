@@ -139,8 +139,14 @@ impl System {
     /// Puts the marker create-only. After `Ok` it is there, or nobody can tell.
     async fn put_marker(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
         let key = self.keys().marker(&marker.id);
-        match self.store().put_new(&key, bytes).await {
+        match self.store().put_new(&key, bytes.clone()).await {
             Ok(Created::Created) => Ok(()),
+            // Where two copy the same backup, the other's marker is this one, byte for byte.
+            Ok(Created::Exists)
+                if self.repository().sealed_bytes(&key).await?.as_ref() == Some(&bytes) =>
+            {
+                Ok(())
+            }
             Ok(Created::Exists) => Err(Error::failed(format!(
                 "backup {} is committed already",
                 marker.id

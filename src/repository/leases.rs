@@ -104,6 +104,14 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Whether it is one of this very process.
+    fn is_ours(&self) -> bool {
+        let ours = format!("{}-{}", own_host(), std::process::id());
+        self.holder.rsplit_once('-').map(|(whose, _)| whose) == Some(&ours)
+    }
+}
+
 /// A lease that this process holds. Dropping it without [`release`](Self::release) leaves it
 /// to expire.
 pub struct Held {
@@ -220,6 +228,33 @@ impl Repository {
         }
         leases.sort_by(|a, b| (a.since, &a.holder).cmp(&(b.since, &b.holder)));
         Ok(leases)
+    }
+
+    /// The oldest lease of another process that copies into this repository, since before `own`:
+    /// all of the cluster, or the one backup that is named.
+    pub async fn copied_by_another(
+        &self,
+        cluster: &str,
+        own: &Held,
+        backup: Option<&BackupId>,
+    ) -> Result<Option<Lease>> {
+        let now = Timestamp::now();
+        for lease in self.leases(cluster).await? {
+            let same = match backup {
+                Some(backup) => lease.backups.contains(backup),
+                None => lease.backups.is_empty(),
+            };
+            if lease.work == Work::Copy
+                && same
+                && lease.holds(now)
+                && !lease.is_ours()
+                && !lease.is_left_by_the_dead()
+                && own.came_after(&lease).await
+            {
+                return Ok(Some(lease));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes the leases that ended by `now` a whole lease ago, and the damaged ones and
@@ -347,6 +382,41 @@ mod tests {
         assert!(lease.holds(Timestamp::now() + SignedDuration::from_hours(23)));
         let later = Timestamp::now() + SignedDuration::from_hours(25);
         assert_eq!(repository.sweep_leases("main", later).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_copy_the_younger_sees_the_older_and_nobody_the_dead_or_itself() {
+        let repository = Repository::over("far", Store::memory().unwrap());
+        let id = BackupId::new(keys::BackupKind::Full, Timestamp::now());
+        let own = repository
+            .lease("main", Work::Copy, None, [id.clone()])
+            .await;
+        let mut other = new_lease(Work::Copy);
+        other.holder = "elsewhere-7-00000000".into();
+        other.since = Timestamp::now() - SignedDuration::from_secs(60);
+        let seen = async |lease: &Lease, backup: Option<&BackupId>| {
+            let key = repository.put_lease("main", lease).await.unwrap();
+            let seen = repository.copied_by_another("main", &own, backup).await;
+            repository.store().delete(&key).await.unwrap();
+            seen.unwrap().is_some()
+        };
+        assert!(seen(&other, None).await && !seen(&other, Some(&id)).await);
+        let mut one = other.clone();
+        one.backups.insert(id.clone());
+        assert!(seen(&one, Some(&id)).await && !seen(&one, None).await);
+        let changed = |change: fn(&mut Lease)| {
+            let mut lease = other.clone();
+            change(&mut lease);
+            lease
+        };
+        let younger = changed(|lease| lease.since = Timestamp::now() + lease_time());
+        let over = changed(|lease| lease.until = lease.since);
+        let source = changed(|lease| lease.work = Work::CopySource);
+        let dead = changed(|lease| lease.holder = format!("{}-4194305-00000000", own_host()));
+        let ours = changed(|lease| lease.holder = holder());
+        for lease in [younger, over, source, dead, ours] {
+            assert!(!seen(&lease, None).await, "{lease:?}");
+        }
     }
 
     #[tokio::test]

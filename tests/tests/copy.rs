@@ -1,10 +1,14 @@
 //! `seawall copy` between directories: what it brings, what it refuses to bring, what others say
 //! of a copy. See `copy_every_call.rs` for interruptions, `copy_regions.rs` for object stores.
 
+use std::time::Duration;
+
 use seawall_tests::job::problems_of;
 use seawall_tests::judge;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, PostgresVersion, Repository, Scratch, Site, Stored, seawall};
+use seawall_tests::{
+    Cluster, PostgresVersion, Repository, Scratch, Site, Stored, seawall, wait_until,
+};
 use serde_json::Value;
 
 /// A running site whose repository `near` has a copy `far`, and what lies there. Nothing was
@@ -116,6 +120,60 @@ fn a_copy_holds_all_that_its_source_holds_byte_for_byte_and_a_second_one_brings_
     let restored = site.restore_and_start("from-far", &["--repository", "far"]);
     judge::dump(&site.cluster).must_equal(&judge::dump(&restored));
     judge::amcheck(&restored).must_pass();
+}
+
+#[test]
+fn of_two_that_follow_one_watches_until_the_other_is_gone() {
+    let (site, far, _scratch) = with_copy(&[]);
+    site.backup();
+    let follow = || {
+        let call = site.seawall("copy");
+        let call = call.args(["--follow", "--interval", "200ms"]);
+        call.with(|run| run.timeout(Duration::from_secs(300)))
+            .start()
+    };
+    let first = follow();
+    wait_until("the backup is there", PATIENCE, || {
+        !far.keys_with("backup.json").is_empty()
+    });
+    let mut second = follow();
+    wait_until("the second watches", PATIENCE, || {
+        second.stderr().contains("only watches until that ends")
+    });
+    let last = write(&site, 2);
+    wait_until("the first copies", PATIENCE, || !far.wal(&last).is_empty());
+    first.kill();
+    let last = write(&site, 2);
+    wait_until("the second copies", PATIENCE, || !far.wal(&last).is_empty());
+    assert_eq!(second.stderr().matches("watches").count(), 1);
+    second.signal(nix::sys::signal::Signal::SIGTERM);
+    second.wait().success();
+    assert_eq!(far.keys_with("/leases/").len(), 1, "but of the killed one");
+}
+
+#[test]
+fn one_copy_that_cannot_be_opened_is_named_at_once_tried_again_and_holds_up_no_other() {
+    let (site, far, _scratch) = with_copy(&[("absent", "near")]);
+    site.backup();
+    let place = far.root().with_file_name("absent");
+    let away = far.root().with_file_name("away");
+    std::fs::rename(&place, &away).unwrap();
+    let call = site.seawall("copy");
+    let call = call.args(["--follow", "--interval", "200ms"]);
+    let mut follow = call
+        .with(|run| run.timeout(Duration::from_secs(300)))
+        .start();
+    wait_until("the other one is filled", PATIENCE, || {
+        !far.keys_with("backup.json").is_empty()
+    });
+    assert_eq!(follow.stderr().matches("error: ").count(), 1);
+    std::fs::rename(&away, &place).unwrap();
+    let absent = Stored::at(&place);
+    wait_until("it is filled, too", PATIENCE, || {
+        !absent.keys_with("backup.json").is_empty()
+    });
+    follow.signal(nix::sys::signal::Signal::SIGTERM);
+    follow.wait().success();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use seawall::postgres::{SegmentName, SegmentSize, TimelineId, WalFileName};
 use seawall::repository::catalogue::Catalogue;
 use seawall::repository::health::{Needed, examine};
 use seawall::repository::{Repository, System};
+use seawall::storage::simulated::{Gate, SimulatedClock, SimulatedObjects};
 use seawall::storage::{Created, RetryPolicy, Store, StoreSettings};
 use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
 use seawall_tests::site::PATIENCE;
@@ -232,6 +233,52 @@ fn a_copy_killed_at_any_moment_is_sound_and_copies_nothing_twice() {
     }
     assert!(kills > 2, "only {kills} times it was killed");
     assert_eq!(far.keys_with("backup.json").len(), 2);
+}
+
+/// One stops at a call of its store, another copies everything, and the first goes on.
+async fn two_at_once(source: &Source, calls: u64) -> bool {
+    let objects = SimulatedObjects::new(&SimulatedClock::new(jiff::Timestamp::now()))
+        .expect("a store in memory");
+    let far = |gate: &Gate| Repository::over("far", objects.store(gate));
+    let slow = Gate::default();
+    let sound = far(&Gate::open());
+    sound.init().await.expect("it is made");
+    let (first, second) = (source.copier(&far(&slow)), source.copier(&sound));
+    slow.allow(calls);
+    let mut copying = Box::pin(first.once());
+    let stopped = async {
+        while slow.allowed() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        done = &mut copying => {
+            done.expect("it copies");
+            return true;
+        }
+        () = stopped => {}
+    }
+    second.once().await.expect("it copies");
+    slow.allow(u64::MAX);
+    copying.await.expect("it copies");
+    for copier in [&first, &second] {
+        let report = copier.report();
+        assert!(report.not_copied.is_empty(), "after {calls}: {report:?}");
+    }
+    assert_eq!(soundness(&sound).await.0, 2, "after {calls}");
+    false
+}
+
+#[test]
+fn two_that_copy_the_same_at_once_both_succeed_and_leave_a_sound_copy() {
+    let source = Source::make();
+    let runtime = runtime();
+    let mut calls = 1;
+    while !runtime.block_on(two_at_once(&source, calls)) {
+        calls += 1;
+        assert!(calls < 1000, "it never ends");
+    }
+    assert!(calls > 40, "only {calls} calls were made");
 }
 
 #[test]
