@@ -4,7 +4,7 @@
 //! - [`lines`]: the timelines that somebody may still want to recover along;
 //! - [`rules`]: what the rules keep; [`wanted()`]: what they would keep of another repository;
 //! - [`plan`]: what they keep, and pins, leases, copies, proofs;
-//! - [`expire`]: carrying the plan out, in two phases with a wait between them.
+//! - [`mod@expire`]: carrying the plan out, in two phases with a wait between them.
 //!
 //! Nothing here knows how backups, WAL or copies come to be. Where something cannot be
 //! understood, nothing that could need it goes.

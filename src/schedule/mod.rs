@@ -2,7 +2,7 @@
 //!
 //! That crate's own dialect is Quartz's: seconds come first, 1 is Sunday, both day fields must
 //! match, a time in a repeated hour fires twice and one in a skipped hour never. None of that
-//! is left here: [`fields`] reads a line by crontab(5)'s rules into plain sets of numbers, the
+//! is left here: `fields` reads a line by crontab(5)'s rules into plain sets of numbers, the
 //! crate walks through them in plain civil time, and this file maps what it finds into the
 //! zone. A time that the clock skips comes at once after the gap; one that it shows twice comes
 //! the first time only.
