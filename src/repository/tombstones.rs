@@ -3,7 +3,7 @@
 //!
 //! - who deletes writes the tombstone, waits, and **then** looks at markers, pins and leases;
 //! - who commits writes the marker, and **then** looks at the tombstones and, after them, at
-//!   the objects ([`System::commit`]); on a hit it withdraws the marker.
+//!   the objects ([`System::commit`](super::System::commit)); on a hit it withdraws the marker.
 //!
 //! A tombstone outlives the deletion by the same wait once more.
 
