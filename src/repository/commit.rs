@@ -47,7 +47,19 @@ impl System {
             .because(lost)
             .hint(TAKE_IT_AGAIN));
         }
-        self.put_marker(marker, bytes).await?;
+        if self.put_marker(marker, bytes).await? == Created::Exists {
+            // Another process copies the same backup, and has put the same marker: it may have
+            // promised it long ago, so it is not ours to withdraw.
+            return match self.what_is_lost_of_committed(marker).await? {
+                None => Ok(()),
+                Some(lost) => Err(Error::failed(format!(
+                    "backup {} was committed by another process, and is about to go",
+                    marker.id
+                ))
+                .at(self.place())
+                .because(lost)),
+            };
+        }
         // One who expires on another host may have taken this backup for a dead one meanwhile.
         let lost = match self.what_is_lost_of_committed(marker).await {
             Ok(None) => return Ok(()),
@@ -136,16 +148,16 @@ impl System {
         Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
     }
 
-    /// Puts the marker create-only. After `Ok` it is there, or nobody can tell.
-    async fn put_marker(&self, marker: &Marker, bytes: Bytes) -> Result<()> {
+    /// Puts the marker create-only. After `Ok` it is there, or nobody can tell; `Exists` means
+    /// that somebody else has put the same one, byte for byte.
+    async fn put_marker(&self, marker: &Marker, bytes: Bytes) -> Result<Created> {
         let key = self.keys().marker(&marker.id);
         match self.store().put_new(&key, bytes.clone()).await {
-            Ok(Created::Created) => Ok(()),
-            // Where two copy the same backup, the other's marker is this one, byte for byte.
+            Ok(Created::Created) => Ok(Created::Created),
             Ok(Created::Exists)
                 if self.repository().sealed_bytes(&key).await?.as_ref() == Some(&bytes) =>
             {
-                Ok(())
+                Ok(Created::Exists)
             }
             Ok(Created::Exists) => Err(Error::failed(format!(
                 "backup {} is committed already",
@@ -155,7 +167,7 @@ impl System {
             // An answer that was lost says nothing about the marker: it may be there, and then
             // it must be looked after.
             Err(error) => match self.marker_if_finished(&marker.id).await {
-                Ok(Some(_)) => Ok(()),
+                Ok(Some(_)) => Ok(Created::Created),
                 Ok(None) => Err(error.into()),
                 Err(_) => {
                     self.withdraw(marker, &error.to_string()).await?;
