@@ -418,6 +418,10 @@ async fn copy(
             if !wanted.backups.contains(&marker.id) || target.marker(&marker.id).await?.is_some() {
                 continue;
             }
+            // An inventory's markers name no objects.
+            let Some(marker) = source.marker(&marker.id).await? else {
+                continue;
+            };
             let lease = take_lease(&target, Work::Copy, now, &marker.id).await;
             for key in DATA {
                 let key = format!("{}/{key}", target.keys().backup(&marker.id));
@@ -425,13 +429,14 @@ async fn copy(
                     target.store().put(&key, bytes).await?;
                 }
             }
-            let done = target.commit(marker).await;
-            target.store().delete(&lease).await?;
-            if done.is_ok()
+            // A promise from the moment on that the commit returns: whoever pauses behind it has
+            // made it all the same.
+            if target.commit(&marker).await.is_ok()
                 && let Some(known) = backups.iter().find(|known| known.id == marker.id)
             {
                 known.acknowledged.borrow_mut().push(1);
             }
+            target.store().delete(&lease).await?;
         }
     }
     Ok(())
