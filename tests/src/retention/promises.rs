@@ -99,28 +99,22 @@ impl Seen {
     }
 
     /// Whether a segment is there for a recovery that goes to a place: of the newest timeline
-    /// that had begun by then, or, where a timeline begins in it, of the one before.
+    /// that had begun by then. The same segment of the timeline before holds nothing of what
+    /// was written behind the branch.
     fn has_on_line(&self, world: &World, to: Place, segment: u64) -> bool {
+        let timelines = &world.systems[to.system];
         let line = world.ancestors((to.system, to.timeline));
-        for (timeline, _) in line {
-            let place = Place {
+        let newest = line.iter().map(|(timeline, _)| *timeline).find(|at| {
+            let begin = timelines[*at].parent;
+            begin.is_none_or(|(_, begin)| begin.segment(SIZE) <= segment)
+        });
+        newest.is_some_and(|timeline| {
+            self.wal.contains(&Place {
                 system: to.system,
                 timeline,
                 segment,
-            };
-            let begin = world.systems[to.system][timeline].parent;
-            let begin = begin.map_or(0, |(_, at)| at.segment(SIZE));
-            if begin > segment {
-                continue;
-            }
-            if self.wal.contains(&place) {
-                return true;
-            }
-            if begin < segment {
-                return false;
-            }
-        }
-        false
+            })
+        })
     }
 }
 
