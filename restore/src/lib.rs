@@ -59,14 +59,21 @@ pub struct Settings {
 /// How long a part of the restore took, and what it moved.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Phase {
-    /// Its name: plan, provision, fetch and write, sync, configure.
+    /// Its name: plan, provision, fetch, write, configure, sync.
     pub name: &'static str,
-    /// How long it took.
+    /// When it began, since the restore did.
+    #[serde(serialize_with = "as_seconds", rename = "began_seconds")]
+    pub began: Duration,
+    /// How long it took. Fetching and writing overlap.
     #[serde(serialize_with = "as_seconds", rename = "seconds")]
     pub duration: Duration,
     /// Bytes that it moved, where that means something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Of phases that overlap: the time that threads spent on it, all together. What is left
+    /// of their time is decompressing and hashing.
+    #[serde(skip)]
+    pub busy: Option<Duration>,
 }
 
 fn as_seconds<S: serde::Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
@@ -209,7 +216,7 @@ async fn write(
     .await;
     progress.clear();
     let written = written?;
-    clock.end("fetch and write", Some(written.plain_bytes));
+    clock.end_both(&written);
 
     let mut warnings = plan.warnings.clone();
     let added = configuration::restore(system, &plan.backup, target.root(), &mut warnings).await?;
@@ -256,14 +263,17 @@ async fn write(
 
 /// Measures one phase after the other.
 struct Clock {
+    start: Instant,
     last: Instant,
     phases: Vec<Phase>,
 }
 
 impl Clock {
     fn start() -> Self {
+        let now = Instant::now();
         Self {
-            last: Instant::now(),
+            start: now,
+            last: now,
             phases: Vec::new(),
         }
     }
@@ -272,9 +282,30 @@ impl Clock {
         let now = Instant::now();
         self.phases.push(Phase {
             name,
+            began: self.last - self.start,
             duration: now - self.last,
             bytes,
+            busy: None,
         });
+        self.last = now;
+    }
+
+    /// Ends the two phases that overlap: while one pack arrives, files of another are written.
+    fn end_both(&mut self, written: &packs::Written) {
+        let now = Instant::now();
+        let parts = [
+            ("fetch", written.fetched_bytes, written.waited),
+            ("write", written.plain_bytes, written.wrote),
+        ];
+        for (name, bytes, busy) in parts {
+            self.phases.push(Phase {
+                name,
+                began: self.last - self.start,
+                duration: now - self.last,
+                bytes: Some(bytes),
+                busy: Some(busy),
+            });
+        }
         self.last = now;
     }
 }

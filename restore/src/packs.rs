@@ -5,6 +5,7 @@ use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use seawall::digest::PlainHasher;
@@ -33,6 +34,10 @@ pub(crate) struct Written {
     pub(crate) files: u64,
     pub(crate) plain_bytes: u64,
     pub(crate) fetched_bytes: u64,
+    /// How long threads waited for bytes of packs, all together.
+    pub(crate) waited: Duration,
+    /// How long threads were making and writing files, all together.
+    pub(crate) wrote: Duration,
     /// `pg_control`, which is written last, by the caller.
     pub(crate) control: Vec<u8>,
     pub(crate) control_mode: u32,
@@ -61,6 +66,8 @@ pub(crate) async fn write_all(
             sum.files += one.files;
             sum.plain_bytes += one.plain_bytes;
             sum.fetched_bytes += one.fetched_bytes;
+            sum.waited += one.waited;
+            sum.wrote += one.wrote;
             if !one.control.is_empty() {
                 sum.control = one.control;
                 sum.control_mode = one.control_mode;
@@ -151,8 +158,15 @@ async fn write_pack(
             .map_err(|error| damaged(&key, &error))?
             .take(LARGEST_INDEX);
         let members = index::read(BufReader::new(text), &key)?;
+        let mut waited = Duration::ZERO;
+        let reader = Waiting {
+            reader,
+            waited: &mut waited,
+        };
         let plain = codec::stream_decoder(reader).map_err(|error| damaged(&key, &error))?;
-        extract(plain, members, &root, &key, &progress)
+        let mut written = extract(plain, members, &root, &key, &progress)?;
+        written.waited = waited;
+        Ok(written)
     })
     .await
     .map_err(|error| {
@@ -208,7 +222,7 @@ fn extract(
                 false
             }
             _ => {
-                source.copy_to(&path, &member, &mut buffer)?;
+                written.wrote += source.copy_to(&path, &member, &mut buffer)?;
                 true
             }
         };
@@ -261,8 +275,11 @@ impl<R: Read> Verified<'_, R> {
         Ok(content)
     }
 
-    fn copy_to(&mut self, path: &Path, member: &Member, buffer: &mut [u8]) -> Result<()> {
+    /// Returns how long making and writing the file took, without reading.
+    fn copy_to(&mut self, path: &Path, member: &Member, buffer: &mut [u8]) -> Result<Duration> {
+        let started = Instant::now();
         let mut file = create(path, member.mode)?;
+        let mut wrote = started.elapsed();
         let mut left = member.size;
         while left > 0 {
             let wanted = left.min(buffer.len() as u64) as usize;
@@ -270,10 +287,27 @@ impl<R: Read> Verified<'_, R> {
                 .read_exact(&mut buffer[..wanted])
                 .map_err(|error| damaged(self.pack, &error))?;
             self.hasher.update(&buffer[..wanted]);
+            let started = Instant::now();
             file.write_all(&buffer[..wanted]).on("write", path)?;
+            wrote += started.elapsed();
             left -= wanted as u64;
         }
-        Ok(())
+        Ok(wrote)
+    }
+}
+
+/// Measures how long its reader lets it wait.
+struct Waiting<'a, R> {
+    reader: R,
+    waited: &'a mut Duration,
+}
+
+impl<R: Read> Read for Waiting<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let started = Instant::now();
+        let read = self.reader.read(buffer);
+        *self.waited += started.elapsed();
+        read
     }
 }
 

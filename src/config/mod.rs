@@ -1,6 +1,7 @@
 //! The configuration file, shared by all programs: its types, where it is found, and errors
 //! that name the line and the nearest known key. Nothing is opened or connected to here.
 
+mod drill;
 mod duration;
 mod explain;
 mod retention;
@@ -14,6 +15,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+pub use drill::{AmcheckScope, DrillConfig, SqlCheck};
 pub use duration::HumanDuration;
 pub use retention::RetentionConfig;
 pub(crate) use schedule::LONGEST_RETRY;
@@ -185,52 +187,8 @@ pub struct Objectives {
     pub rto: Option<HumanDuration>,
 }
 
-/// Settings of drills.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DrillConfig {
-    /// Where scratch instances are made. Default: the system's temporary directory.
-    pub scratch: Option<PathBuf>,
-    /// The owner's own questions to the restored database.
-    pub check: Vec<SqlCheck>,
-    /// Settings that the scratch instance needs besides our own, such as
-    /// `shared_preload_libraries`.
-    pub settings: BTreeMap<String, String>,
-}
-
-/// A question to the restored database, and what its answer must be. Exactly one expectation
-/// is given. The answer is the first column of the first row.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SqlCheck {
-    /// What the report calls it.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// The database to ask.
-    #[serde(default = "default_database")]
-    pub database: String,
-    /// One SELECT.
-    pub sql: String,
-    /// The answer as text must be this.
-    #[serde(default)]
-    pub equals: Option<String>,
-    /// The answer as a number must be at least this.
-    #[serde(default)]
-    pub at_least: Option<f64>,
-    /// The answer as a number must be at most this.
-    #[serde(default)]
-    pub at_most: Option<f64>,
-    /// The answer as a time may be at most this long before the moment of failure.
-    #[serde(default)]
-    pub not_older_than: Option<HumanDuration>,
-}
-
 fn no_text() -> PlainDigest {
     PlainDigest::of(b"")
-}
-
-fn default_database() -> String {
-    "postgres".to_owned()
 }
 
 fn default_jobs() -> usize {
@@ -426,20 +384,7 @@ impl Config {
             .and_then(|()| self.archive.validate())
             .and_then(|()| self.fetch.validate())
             .or_else(wrong)?;
-        for check in &self.drill.check {
-            let given = [
-                check.equals.is_some(),
-                check.at_least.is_some(),
-                check.at_most.is_some(),
-                check.not_older_than.is_some(),
-            ];
-            if given.iter().filter(|given| **given).count() != 1 {
-                return wrong(format!(
-                    "the drill check {:?} needs exactly one of equals, at_least, at_most, not_older_than",
-                    check.sql
-                ));
-            }
-        }
+        self.drill.validate().or_else(wrong)?;
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! One drill from the plan to the verdict.
 
+mod course;
+mod loss;
+mod recovery_time;
 mod sections;
 
 use std::path::{Path, PathBuf};
@@ -10,21 +13,22 @@ use seawall::config::{ClusterConfig, Config};
 use seawall::error::{Error, Result};
 use seawall::postgres::SegmentName;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
-use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::catalogue::{Catalogue, Request};
 use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
 
 use crate::checks::{self, Check, Outcome};
-use crate::evidence::{Evidence, quoted, round, tail};
+use crate::evidence::{quoted, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
-use crate::replay::{self, Replay};
-use crate::report::{Phase, Report};
+use crate::replay;
+use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::{judge, report};
-use sections::{environment, target_words};
+use course::Course;
+use sections::target_words;
 
 /// Room for WAL and for what replay writes, besides the files of the backup.
 const SPARE_BYTES: u64 = 512 << 20;
@@ -48,6 +52,8 @@ pub struct Drill<'a> {
     pub request: Request,
     /// The moment that the RPO is measured from.
     pub failed_at: Timestamp,
+    /// What or who ordered the drill.
+    pub trigger: String,
     /// Where `seawall-fetch` lies.
     pub fetch: PathBuf,
 }
@@ -58,21 +64,6 @@ pub struct Done {
     pub report: Report,
     /// The instance, if recovery came to its end.
     pub instance: Option<Instance>,
-}
-
-/// What a drill has found so far, wherever it ends.
-struct Course {
-    plan: Plan,
-    programs: Programs,
-    postgres: PathBuf,
-    data: PathBuf,
-    evidence: Evidence,
-    restored: Option<Restored>,
-    instance: Option<Instance>,
-    replay: Replay,
-    version: Option<String>,
-    phases: Vec<Phase>,
-    checks: Vec<Check>,
 }
 
 impl Drill<'_> {
@@ -92,19 +83,7 @@ impl Drill<'_> {
             .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
         scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
 
-        let mut course = Course {
-            plan,
-            programs,
-            postgres,
-            data: scratch.path().join("data"),
-            evidence: Evidence::default(),
-            restored: None,
-            instance: None,
-            replay: Replay::default(),
-            version: None,
-            phases: Vec::new(),
-            checks: Vec::new(),
-        };
+        let mut course = Course::new(plan, programs, postgres, scratch.path());
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();
@@ -127,6 +106,7 @@ impl Drill<'_> {
         keep: bool,
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
+        course.clock.start();
         let restored = restore(system, &self.restore_settings(scratch.path())).await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.data);
@@ -137,12 +117,14 @@ impl Drill<'_> {
             lease.release().await;
         }
         course.plan = restored.plan.clone();
-        course.phases = restored.phases.iter().map(phase).collect();
+        course.clock.add_restore(&restored.phases);
         course.checks.push(digests(&restored));
         course.restored = Some(restored);
+        course.clock.pause();
         let verified =
             checks::verify_backup(&course.programs, &course.data, &course.evidence).await?;
         course.checks.push(verified);
+        course.clock.resume();
 
         let step = (Timestamp::now(), Instant::now());
         let instance = course.instance.insert(Instance::start(
@@ -153,23 +135,29 @@ impl Drill<'_> {
             &self.config.drill.settings,
         )?);
         let command = instance.command().to_owned();
+        let began = course.clock.now();
         let opened = replay::wait_until_open(instance, &mut course.replay).await;
         let exit = i32::from(!matches!(opened, Ok(Some(_))));
         course.evidence.add(command, step, exit);
-        add_recovery_phases(&mut course.phases, step.0, &course.replay);
+        let segment = course.plan.backup.segment_size;
+        course
+            .clock
+            .add_replay(began, step.0, &course.replay, segment);
         let Some(client) = opened? else {
             let why = "the server did not open";
             course.checks.push(Check::not_tested(END_OF_WAL, why));
             course.checks.push(Check::not_tested("pg_amcheck", why));
             return Ok(());
         };
-        let first_query = Instant::now();
+        let first_query = course.clock.now();
         course.version = client.query_text("SELECT version()").await?;
-        let answered = first_query.elapsed().as_secs_f64();
-        course.phases.push(named("first query", answered));
+        course.clock.end_recovery("first query", first_query);
         drop(client);
         course.checks.push(self.end_of_wal(course));
-        self.examine(course, keep).await
+        let began = course.clock.now();
+        let examined = self.examine(course, keep).await;
+        course.clock.add_checks(began);
+        examined
     }
 
     /// What PostgreSQL says of the restored database, and what the owner asks of it.
@@ -211,11 +199,15 @@ impl Drill<'_> {
         let rpo = self.rpo(&course);
         let failure = course.replay.failure.as_ref();
         let failure = failure.map(|failure| format!("recovery failed: {failure}"));
-        let target = self.target(&course, broken.as_deref());
-        let source = self.source(&course);
-        let identity = self.identity(&course.plan, course.version);
-        let rto = self.rto(course.phases, open);
-        let reasons = judge::reasons(broken.or(failure).as_deref(), &rpo, &rto, &course.checks);
+        let rto = course
+            .clock
+            .recovery_time(self.config.objectives.rto, open, &course);
+        let reasons = judge::reasons(
+            broken.as_deref().or(failure.as_deref()),
+            &rpo,
+            &rto,
+            &course.checks,
+        );
         let server_log = course.instance.as_ref().map(Instance::log);
         let server_log = tail(&server_log.unwrap_or_default(), LOG_LINES);
         let report = Report {
@@ -230,13 +222,18 @@ impl Drill<'_> {
             passed: reasons.is_empty(),
             reasons,
             backup: course.plan.backup.id.clone(),
-            identity,
-            source,
-            target,
+            identity: self.identity(&course.plan, course.version.clone()),
+            scope: self.scope(),
+            source: self.source(&course),
+            target: self.target(&course, broken.as_deref()),
             rpo,
             rto,
-            environment: environment(scratch.path()),
+            environment: self.environment(scratch),
             checks: course.checks,
+            rows: course.rows,
+            rehearsal: course.rehearsal,
+            copies: self.copies(),
+            trend: Vec::new(),
             not_tested: report::never_tested(),
             warnings: match course.restored {
                 Some(restored) => restored.warnings,
@@ -347,36 +344,4 @@ fn digests(restored: &Restored) -> Check {
         Outcome::Passed,
         detail,
     )
-}
-
-fn phase(phase: &seawall_restore::Phase) -> Phase {
-    Phase {
-        name: phase.name.to_owned(),
-        seconds: round(phase.duration.as_secs_f64()),
-        bytes: phase.bytes,
-    }
-}
-
-fn named(name: &str, seconds: f64) -> Phase {
-    Phase {
-        name: name.to_owned(),
-        seconds: round(seconds.max(0.0)),
-        bytes: None,
-    }
-}
-
-/// From the server's own log: it knows best when it was consistent.
-fn add_recovery_phases(phases: &mut Vec<report::Phase>, started: Timestamp, replay: &Replay) {
-    let marks = [
-        ("start", replay.redo_starts),
-        ("replay to consistency", replay.consistent),
-        ("replay to target", replay.redo_done.map(|(time, _)| time)),
-        ("promote", replay.ready),
-    ];
-    let mut last = started;
-    for (name, time) in marks {
-        let Some(time) = time else { continue };
-        phases.push(named(name, time.duration_since(last).as_secs_f64()));
-        last = last.max(time);
-    }
 }

@@ -59,8 +59,13 @@ mod tests {
             measured_seconds: measured,
             wanted: true,
             upper_bound: true,
-            method: String::new(),
+            wal_bytes: None,
+            transactions: None,
+            last_commit: None,
             failed_at: jiff::Timestamp::UNIX_EPOCH,
+            store_clock_skew_seconds: None,
+            primary_clock_skew_seconds: None,
+            method: String::new(),
         }
     }
 
@@ -70,6 +75,7 @@ mod tests {
             measured_seconds: measured,
             phases: Vec::new(),
             dominated_by: None,
+            forecast: Vec::new(),
         }
     }
 

@@ -10,7 +10,7 @@ pub mod evidence;
 pub mod instance;
 pub mod judge;
 pub mod programs;
+pub mod render;
 pub mod replay;
 pub mod report;
 pub mod scratch;
-pub mod text;

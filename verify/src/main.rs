@@ -12,9 +12,9 @@ use seawall::error::{Error, Exit, IoContext, Result};
 use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
 use seawall_drill::drill::Drill;
+use seawall_drill::render;
 use seawall_drill::report::Report;
 use seawall_drill::scratch::{self, Scratch};
-use seawall_drill::text;
 
 fn main() -> ExitCode {
     cli::main(|| {
@@ -74,6 +74,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
             repository: &repository,
             request,
             failed_at,
+            trigger: args.trigger.clone(),
             fetch,
         };
         let mut done = drill.run(&scratch, args.keep).await?;
@@ -140,7 +141,7 @@ fn publish(args: &DrillArgs, report: &Report, directory: Option<&Path>) -> Resul
     if let Some(directory) = directory {
         for (name, content) in [
             ("report.json", json.clone() + "\n"),
-            ("report.md", text::markdown(report)),
+            ("report.md", render::markdown(report)),
         ] {
             let path = directory.join(name);
             durable::write_file(&path, content.as_bytes(), 0o640).on("write", &path)?;
@@ -149,7 +150,7 @@ fn publish(args: &DrillArgs, report: &Report, directory: Option<&Path>) -> Resul
     let text = if args.json {
         json
     } else {
-        text::terminal(report)
+        render::terminal(report)
     };
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(())

@@ -1,4 +1,4 @@
-//! The report as people read it: on a terminal, and as Markdown.
+//! The report in every form that people and machines read.
 
 use std::fmt::Write;
 
@@ -110,7 +110,7 @@ pub fn markdown(report: &Report) -> String {
     }
     line(&mut text, "\n## Isolation\n");
     for item in &report.environment.isolation {
-        line(&mut text, &format!("- {item}"));
+        line(&mut text, &format!("- {}: {}", item.claim, item.proof));
     }
     line(
         &mut text,
@@ -215,7 +215,10 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
                     .rto
                     .dominated_by
                     .as_ref()
-                    .map_or(String::new(), |phase| format!(", most of it: {phase}"))
+                    .map_or(String::new(), |most| format!(
+                        ", most of it: {}",
+                        most.phase
+                    ))
             ),
         ),
         (
