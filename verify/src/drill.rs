@@ -1,6 +1,7 @@
 //! One drill from the plan to the verdict.
 
 mod course;
+mod guest;
 mod loss;
 mod recovery_time;
 mod sections;
@@ -21,17 +22,18 @@ use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, syst
 
 use crate::checks::{self, Check, Outcome};
 use crate::evidence::{quoted, tail};
-use crate::instance::Instance;
+use crate::instance::{Instance, Start};
+use crate::isolation;
+use crate::limits::Limits;
+use crate::locales;
 use crate::programs::Programs;
 use crate::replay;
 use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::{judge, report};
 use course::Course;
+use guest::Guest;
 use sections::target_words;
-
-/// Room for WAL and for what replay writes, besides the files of the backup.
-const SPARE_BYTES: u64 = 512 << 20;
 
 /// How much of the server's log a report keeps.
 const LOG_LINES: usize = 50;
@@ -56,6 +58,8 @@ pub struct Drill<'a> {
     pub trigger: String,
     /// Where `seawall-fetch` lies.
     pub fetch: PathBuf,
+    /// What it may use of this host.
+    pub limits: Limits,
 }
 
 /// What is left after a drill: the report, and the instance if it is to be kept.
@@ -80,10 +84,10 @@ impl Drill<'_> {
         let programs = Programs::find(plan.backup.major(), self.cluster.bin_directory.as_deref())?;
         let postgres = programs
             .get("postgres")
-            .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
-        scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
+            .ok_or_else(|| Error::failed(programs.missing("postgres")))?;
+        let guest = Guest::admit(self, &plan, scratch)?;
 
-        let mut course = Course::new(plan, programs, postgres, scratch.path());
+        let mut course = Course::new(plan, programs, postgres, scratch.path(), guest);
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();
@@ -91,7 +95,18 @@ impl Drill<'_> {
             .repository
             .lease(self.cluster_name, Work::Drill, Some(system.id()), [backup])
             .await;
-        let broken = self.recover(&mut course, &system, scratch, keep).await;
+        let exceeded = course.guest.watch.exceeded();
+        let broken = tokio::select! {
+            done = self.recover(&mut course, &system, scratch, keep) => done,
+            why = exceeded => Err(Error::failed(why)),
+        };
+        if let (Err(_), Some(instance)) = (&broken, &mut course.instance)
+            && course.guest.watch.is_exceeded()
+        {
+            // Also with --keep: it must not go on growing where nobody watches.
+            course.guest.exceeded = true;
+            instance.end();
+        }
         lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         Ok(self.conclude(course, started, scratch, broken))
@@ -107,7 +122,7 @@ impl Drill<'_> {
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
         course.clock.start();
-        let restored = restore(system, &self.restore_settings(scratch.path())).await;
+        let restored = restore(system, &self.restore_settings(course, scratch.path())).await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.data);
         course.evidence.add(words, step, exit);
@@ -127,13 +142,16 @@ impl Drill<'_> {
         course.clock.resume();
 
         let step = (Timestamp::now(), Instant::now());
-        let instance = course.instance.insert(Instance::start(
-            &course.postgres,
-            &course.data,
-            scratch.path(),
-            &course.plan.backup.superuser,
-            &self.config.drill.settings,
-        )?);
+        let source = guest::source_settings(course);
+        let instance = course.instance.insert(Instance::start(&Start {
+            postgres: &course.postgres,
+            data: &course.data,
+            scratch,
+            backup: &course.plan.backup,
+            share: &course.guest.share,
+            owner: &self.config.drill.settings,
+            source: &source,
+        })?);
         let command = instance.command().to_owned();
         let began = course.clock.now();
         let opened = replay::wait_until_open(instance, &mut course.replay).await;
@@ -143,7 +161,7 @@ impl Drill<'_> {
         course
             .clock
             .add_replay(began, step.0, &course.replay, segment);
-        let Some(client) = opened? else {
+        let Some(client) = opened.map_err(locales::explain)? else {
             let why = "the server did not open";
             course.checks.push(Check::not_tested(END_OF_WAL, why));
             course.checks.push(Check::not_tested("pg_amcheck", why));
@@ -152,8 +170,9 @@ impl Drill<'_> {
         let first_query = course.clock.now();
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
-        drop(client);
         course.checks.push(self.end_of_wal(course));
+        self.look_around(course, scratch, &client).await?;
+        drop(client);
         let began = course.clock.now();
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
@@ -170,7 +189,7 @@ impl Drill<'_> {
             let answer = checks::sql(instance, check, self.failed_at).await;
             course.checks.push(answer);
         }
-        let jobs = self.config.restore.jobs;
+        let jobs = course.guest.share.check_jobs;
         let amcheck = checks::amcheck(programs, instance, jobs, evidence).await?;
         course.checks.push(amcheck);
         if keep {
@@ -202,12 +221,16 @@ impl Drill<'_> {
         let rto = course
             .clock
             .recovery_time(self.config.objectives.rto, open, &course);
-        let reasons = judge::reasons(
+        let environment = self.environment(&course, scratch);
+        let mut warnings = course.guest.warnings();
+        warnings.extend(course.instance.iter().flat_map(|i| i.warnings().to_vec()));
+        let mut reasons = judge::reasons(
             broken.as_deref().or(failure.as_deref()),
             &rpo,
             &rto,
             &course.checks,
         );
+        reasons.extend(isolation::failures(&environment.isolation));
         let server_log = course.instance.as_ref().map(Instance::log);
         let server_log = tail(&server_log.unwrap_or_default(), LOG_LINES);
         let report = Report {
@@ -228,16 +251,17 @@ impl Drill<'_> {
             target: self.target(&course, broken.as_deref()),
             rpo,
             rto,
-            environment: self.environment(scratch),
+            environment,
             checks: course.checks,
             rows: course.rows,
             rehearsal: course.rehearsal,
             copies: self.copies(),
             trend: Vec::new(),
             not_tested: report::never_tested(),
-            warnings: match course.restored {
-                Some(restored) => restored.warnings,
-                None => course.plan.warnings,
+            warnings: {
+                let of_restore = course.restored.map(|restored| restored.warnings);
+                warnings.extend(of_restore.unwrap_or(course.plan.warnings));
+                warnings
             },
             evidence: course.evidence.steps(),
             server_log: server_log.lines().map(str::to_owned).collect(),
@@ -245,7 +269,7 @@ impl Drill<'_> {
         };
         Done {
             report,
-            instance: course.instance.filter(|_| open),
+            instance: course.instance.filter(|_| open && !course.guest.exceeded),
         }
     }
 
@@ -270,7 +294,8 @@ impl Drill<'_> {
         }
     }
 
-    fn restore_settings(&self, scratch: &Path) -> Settings {
+    fn restore_settings(&self, course: &Course, scratch: &Path) -> Settings {
+        let share = &course.guest.share;
         Settings {
             to: scratch.join("data"),
             request: self.request.clone(),
@@ -281,12 +306,13 @@ impl Drill<'_> {
             tablespaces: Tablespaces::AllUnder(scratch.join("tablespaces")),
             waldir: None,
             force: false,
-            jobs: self.config.restore.jobs,
+            jobs: share.restore_jobs,
             restore_command: RestoreCommand {
                 program: self.fetch.clone(),
                 config: self.config.path.clone(),
                 cluster: self.cluster_name.to_owned(),
                 repository: self.repository.name().to_owned(),
+                jobs: (share.fetch_jobs < self.config.fetch.jobs).then_some(share.fetch_jobs),
             },
         }
     }

@@ -7,11 +7,14 @@ use clap::Parser;
 use jiff::Timestamp;
 use seawall::cli::drill::DrillArgs;
 use seawall::cli::{self, siblings, start_logging};
+use seawall::config::DrillConfig;
 use seawall::durable;
 use seawall::error::{Error, Exit, IoContext, Result};
 use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
 use seawall_drill::drill::Drill;
+use seawall_drill::limits::Limits;
+use seawall_drill::place;
 use seawall_drill::render;
 use seawall_drill::report::Report;
 use seawall_drill::scratch::{self, Scratch};
@@ -46,6 +49,10 @@ fn run(args: &DrillArgs) -> Result<Exit> {
         .clone()
         .or_else(|| config.drill.scratch.clone())
         .unwrap_or_else(std::env::temp_dir);
+    place::refuse_inside_a_cluster(&parent, &cluster.data_directory, &repository.url)?;
+    let limits = limits(args, &config.drill);
+    // Before the first thread.
+    limits.take_hold()?;
     let reports = args
         .report
         .as_deref()
@@ -76,6 +83,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
             failed_at,
             trigger: args.trigger.clone(),
             fetch,
+            limits,
         };
         let mut done = drill.run(&scratch, args.keep).await?;
         let mut report = done.report;
@@ -120,6 +128,17 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     });
     drop(scratch);
     Ok(exit)
+}
+
+/// What the drill may use: arguments come before settings.
+fn limits(args: &DrillArgs, config: &DrillConfig) -> Limits {
+    let args = &args.limits;
+    Limits {
+        processors: args.processors.map(usize::from).or(config.processors),
+        memory: args.memory.or(config.memory).map(|size| size.as_u64()),
+        disk: args.disk.or(config.disk).map(|size| size.as_u64()),
+        nice: config.nice,
+    }
 }
 
 /// Makes the directory for the reports, as a directory of `account`.

@@ -75,7 +75,7 @@ impl Check {
 pub async fn verify_backup(programs: &Programs, data: &Path, evidence: &Evidence) -> Result<Check> {
     const NAME: &str = "pg_verifybackup -n";
     let Some(program) = programs.get("pg_verifybackup") else {
-        return Ok(Check::not_tested(NAME, "the program is not installed"));
+        return Ok(Check::not_tested(NAME, programs.missing("pg_verifybackup")));
     };
     let started = Instant::now();
     let data = data.to_string_lossy();
@@ -103,7 +103,7 @@ pub async fn page_checksums(
         ));
     }
     let Some(program) = programs.get("pg_checksums") else {
-        return Ok(Check::not_tested(NAME, "pg_checksums is not installed"));
+        return Ok(Check::not_tested(NAME, programs.missing("pg_checksums")));
     };
     let started = Instant::now();
     let data = data.to_string_lossy();
@@ -125,15 +125,12 @@ pub async fn amcheck(
 ) -> Result<Check> {
     const NAME: &str = "pg_amcheck";
     let Some(program) = programs.get("pg_amcheck") else {
-        return Ok(Check::not_tested(NAME, "the program is not installed"));
+        return Ok(Check::not_tested(NAME, programs.missing("pg_amcheck")));
     };
     let client = instance.connect("template1").await?;
     let available = "SELECT 1 FROM pg_available_extensions WHERE name = 'amcheck'";
     if client.query_text(available).await?.is_none() {
-        return Ok(Check::not_tested(
-            NAME,
-            "the extension amcheck is not installed on this host",
-        ));
+        return Ok(Check::not_tested(NAME, programs.missing("amcheck")));
     }
     drop(client);
     let jobs = format!("--jobs={jobs}");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use seawall::repository::catalogue::Plan;
 use seawall_restore::Restored;
 
+use super::guest::Guest;
 use super::recovery_time::RecoveryClock;
 use crate::checks::Check;
 use crate::evidence::Evidence;
@@ -20,6 +21,7 @@ pub(super) struct Course {
     pub(super) postgres: PathBuf,
     pub(super) data: PathBuf,
     pub(super) evidence: Evidence,
+    pub(super) guest: Guest,
     pub(super) restored: Option<Restored>,
     pub(super) instance: Option<Instance>,
     pub(super) replay: Replay,
@@ -31,13 +33,20 @@ pub(super) struct Course {
 }
 
 impl Course {
-    pub(super) fn new(plan: Plan, programs: Programs, postgres: PathBuf, scratch: &Path) -> Self {
+    pub(super) fn new(
+        plan: Plan,
+        programs: Programs,
+        postgres: PathBuf,
+        scratch: &Path,
+        guest: Guest,
+    ) -> Self {
         Self {
             plan,
             programs,
             postgres,
             data: scratch.join("data"),
-            evidence: Evidence::default(),
+            evidence: Evidence::in_directory(scratch),
+            guest,
             restored: None,
             instance: None,
             replay: Replay::default(),

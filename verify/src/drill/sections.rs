@@ -6,10 +6,7 @@ use sha2::Digest;
 
 use super::Drill;
 use super::course::Course;
-use crate::report::{
-    Digit, Digits, Environment, Identity, Isolation, Limits, Scope, Source, Target,
-};
-use crate::scratch::Scratch;
+use crate::report::{Digit, Digits, Identity, Scope, Source, Target};
 
 impl Drill<'_> {
     pub(super) fn identity(&self, plan: &Plan, version: Option<String>) -> Identity {
@@ -86,20 +83,6 @@ impl Drill<'_> {
             reached_time: replay.last_transaction,
             next_xid: None,
             why,
-        }
-    }
-
-    pub(super) fn environment(&self, scratch: &Scratch) -> Environment {
-        Environment {
-            processors: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: None,
-            system: String::new(),
-            scratch: scratch.path().to_owned(),
-            scratch_free_bytes: 0,
-            scratch_used_bytes: None,
-            limits: Limits::default(),
-            isolation: Vec::<Isolation>::new(),
-            adapted: Vec::new(),
         }
     }
 }

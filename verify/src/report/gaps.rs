@@ -35,8 +35,8 @@ pub fn never_tested() -> Vec<NotTested> {
             "the clock starts at the decision to recover; objects are not encrypted; caches are not warmed",
         ),
         (
-            "memory, disk and network",
-            "processors and bytes fetched are recorded, the load on the host is not",
+            "network and other load",
+            "what the drill itself took is measured, what else ran on the host is not",
         ),
         (
             "the transaction id reached",
