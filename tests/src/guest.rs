@@ -54,10 +54,6 @@ impl Guest {
         // The wheel with PostgreSQL 18 holds a pg_verifybackup that crashes; pg_amcheck takes
         // long, and other tests look at it.
         let programs = scratch.directory("programs");
-        for program in ["postgres", "pg_checksums"] {
-            let link = programs.join(program);
-            std::os::unix::fs::symlink(cluster.version().bin.join(program), link).unwrap();
-        }
         let config = ConfigFile::new()
             .cluster(&cluster)
             .repository(Repository::local("near", &scratch.join("repository")))
@@ -69,6 +65,9 @@ impl Guest {
         let text = std::fs::read_to_string(config.path()).unwrap();
         let bin = format!("[cluster.main]\nbin_directory = '{}'\n", programs.display());
         std::fs::write(config.path(), text.replacen("[cluster.main]\n", &bin, 1)).unwrap();
+        for program in ["postgres", "pg_checksums"] {
+            add(program, &cluster, &scratch);
+        }
         cluster.archive_with(&config);
         cluster.start();
         seawall(&config).arg("init").run().success();
@@ -102,6 +101,12 @@ impl Guest {
             .args(arguments)
             .arg("--json")
             .with(|run| run.env("TMPDIR", temporary))
+    }
+
+    /// Lets the drill find one more of PostgreSQL's programs.
+    #[track_caller]
+    pub fn add_program(&self, program: &str) {
+        add(program, &self.cluster, &self.scratch);
     }
 
     /// Adds lines to the end of the configuration.
@@ -139,6 +144,12 @@ impl Guest {
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(self.sockets(), Vec::<PathBuf>::new());
     }
+}
+
+#[track_caller]
+fn add(program: &str, cluster: &Cluster, scratch: &Scratch) {
+    let link = scratch.join("programs").join(program);
+    std::os::unix::fs::symlink(cluster.version().bin.join(program), link).unwrap();
 }
 
 /// Processes whose working directory lies there, with their words.

@@ -100,6 +100,11 @@ fn a_drill_whose_terminal_is_closed_leaves_nothing() {
     server_in(&site.drills(), &mut terminal);
     terminal.signal(Signal::SIGKILL);
     terminal.wait();
+    // Nobody waits for the drill itself.
+    wait_until("the scratch directory is gone", LIMIT, || {
+        let mut left = std::fs::read_dir(site.drills()).unwrap();
+        left.next().is_none()
+    });
     site.must_be_clean();
 }
 
@@ -147,7 +152,9 @@ fn drills_side_by_side_do_not_meet_on_18() {
 
 #[test]
 fn a_kept_instance_outlives_later_drills_wherever_its_socket_lies() {
-    let site = Guest::new(15, "");
+    let checked =
+        "[[drill.check]]\nname = 'rows'\nsql = 'SELECT count(*) FROM t'\nequals = '6000'\n";
+    let site = Guest::new(15, checked);
     let deep = site.scratch.directory(&"deep".repeat(40));
     let place = deep.display().to_string();
     let report = site

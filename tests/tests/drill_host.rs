@@ -19,6 +19,8 @@ fn what_the_host_lacks_is_left_out_and_named(version: u32) {
             cluster.sql(
                 "ALTER SYSTEM SET shared_preload_libraries = 'no_such_library', 'auto_explain'",
             );
+            // Every session of the role would load it.
+            cluster.sql("ALTER ROLE postgres SET session_preload_libraries = 'plpgsql'");
             cluster.sql("ALTER SYSTEM SET lc_time = 'C'");
             // As after an upgrade of the operating system.
             cluster.sql(

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use seawall::error::{Error, Result};
 use serde::Serialize;
 
+use crate::libraries::NONE_IN_SESSIONS;
+
 /// One command, or one step that stands for a command.
 #[derive(Debug, Clone, Serialize)]
 pub struct Step {
@@ -72,6 +74,7 @@ impl Evidence {
         }
         let output = child
             .args(arguments)
+            .env("PGOPTIONS", NONE_IN_SESSIONS)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

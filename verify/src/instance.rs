@@ -53,6 +53,7 @@ pub struct Instance {
     socket_directory: PathBuf,
     log: PathBuf,
     superuser: String,
+    session_options: String,
     kept: bool,
     adapted: Vec<String>,
     warnings: Vec<String>,
@@ -116,6 +117,7 @@ impl Instance {
             socket_directory: sockets,
             log,
             superuser: start.backup.superuser.clone(),
+            session_options: libraries::session_options(start.owner),
             kept: false,
             adapted,
             warnings,
@@ -126,10 +128,11 @@ impl Instance {
     pub async fn connect(&self, database: &str) -> Result<Client> {
         let quoted = |word: &str| word.replace('\\', "\\\\").replace('\'', "\\'");
         let text = format!(
-            "host='{}' port={PORT} user='{}' dbname='{}' sslmode=disable",
+            "host='{}' port={PORT} user='{}' dbname='{}' options='{}' sslmode=disable",
             quoted(&self.socket_directory.to_string_lossy()),
             quoted(&self.superuser),
-            quoted(database)
+            quoted(database),
+            quoted(&self.session_options)
         );
         Client::connect(&ConnectionString::parse(
             &text,

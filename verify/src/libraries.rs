@@ -13,6 +13,26 @@ pub const SETTINGS: [&str; 3] = [
     "local_preload_libraries",
 ];
 
+/// What sessions of a drill say at their beginning, for programs of PostgreSQL's: `ALTER ROLE`
+/// and `ALTER DATABASE` of the source may name libraries, too, and are part of the data.
+pub const NONE_IN_SESSIONS: &str = "-c session_preload_libraries= -c local_preload_libraries=";
+
+/// The same with what the owner asks for.
+pub fn session_options(owner: &BTreeMap<String, String>) -> String {
+    let of_sessions = SETTINGS[1..].iter().map(|setting| {
+        let value = owner.get(*setting).map_or("", String::as_str);
+        let escaped: String = value
+            .chars()
+            .flat_map(|c| {
+                let special = c.is_whitespace() || c == '\\';
+                special.then_some('\\').into_iter().chain([c])
+            })
+            .collect();
+        format!("-c {setting}={escaped}")
+    });
+    of_sessions.collect::<Vec<_>>().join(" ")
+}
+
 /// In every server's directory of libraries.
 const ALWAYS_THERE: &str = "plpgsql.so";
 
@@ -106,6 +126,16 @@ fn is_there(library: &str, directory: &Path, search: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_load_what_the_owner_names_and_nothing_else() {
+        assert_eq!(session_options(&BTreeMap::new()), NONE_IN_SESSIONS);
+        let owner = [(SETTINGS[1].to_owned(), "a, b".to_owned())].into();
+        assert_eq!(
+            session_options(&owner),
+            "-c session_preload_libraries=a,\\ b -c local_preload_libraries="
+        );
+    }
 
     #[test]
     fn what_this_host_lacks_is_named_and_what_the_owner_loads_is_not() {

@@ -17,8 +17,11 @@ use tokio::sync::watch;
 use crate::limits::Limits;
 use crate::{host, processes};
 
-/// How often it looks, unless looking takes long: then a tenth of the time goes into it.
+/// How often it looks, unless looking takes long: then a twentieth of the time goes into it.
 const EVERY: Duration = Duration::from_millis(200);
+
+/// How often it looks at memory that has no limit: only the report asks.
+const MEMORY_EVERY: Duration = Duration::from_secs(1);
 
 /// What is left on the disk for others, whatever the limit.
 const RESERVE: u64 = 32 << 20;
@@ -48,6 +51,7 @@ impl Watch {
             limits,
             peaks: Arc::clone(&peaks),
             above: 0,
+            memory_looked: None,
         };
         let thread = std::thread::spawn(move || look.until(&stopped, &tell));
         Self {
@@ -101,6 +105,7 @@ struct Look {
     peaks: Arc<Peaks>,
     /// How often in a row memory was above its limit.
     above: u32,
+    memory_looked: Option<Instant>,
 }
 
 impl Look {
@@ -110,7 +115,7 @@ impl Look {
             if let Some(why) = self.once() {
                 tell.send_replace(Some(why));
             }
-            let pause = EVERY.max(began.elapsed() * 9);
+            let pause = EVERY.max(began.elapsed() * 19);
             let deadline = Instant::now() + pause;
             // What takes long to count can be full before it is counted again.
             loop {
@@ -133,7 +138,7 @@ impl Look {
     fn once(&mut self) -> Option<String> {
         let disk = size_of(&self.scratch);
         self.peaks.disk.fetch_max(disk, Ordering::Relaxed);
-        let memory = self.memory();
+        let memory = self.memory_in_time();
         self.peaks.memory.fetch_max(memory, Ordering::Relaxed);
         if let Some(limit) = self.limits.disk.filter(|limit| disk > *limit) {
             return Some(format!(
@@ -155,6 +160,19 @@ impl Look {
             }
         }
         self.nearly_full()
+    }
+
+    /// Memory, or nothing where it was looked at just before.
+    fn memory_in_time(&mut self) -> u64 {
+        let just_before = self
+            .memory_looked
+            .is_some_and(|looked| looked.elapsed() < MEMORY_EVERY);
+        if just_before && self.limits.memory.is_none() {
+            return 0;
+        }
+        let memory = self.memory();
+        self.memory_looked = Some(Instant::now());
+        memory
     }
 
     fn nearly_full(&self) -> Option<String> {
