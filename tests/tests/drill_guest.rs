@@ -1,8 +1,8 @@
 //! A drill keeps to its limits, and stays apart from production.
 
-use seawall_tests::cli::seawall;
 use std::time::Duration;
 
+use seawall_tests::cli::seawall;
 use seawall_tests::guest::{LIMIT, SLOW, check, server_in, texts};
 use seawall_tests::process::{process_tree, wait_until};
 use seawall_tests::scratch::set_mode;
