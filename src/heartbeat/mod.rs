@@ -12,6 +12,7 @@
 //! would, but only if something was committed. A heartbeat counts as a commit: so an idle server
 //! is switched once in its interval at most, and its live RPO stays below the objective.
 
+mod tail;
 mod watch;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::postgres::{Lsn, SegmentSize};
 use crate::repository::System;
 use crate::repository::catalogue::Catalogue;
 
+pub use tail::Tail;
 pub use watch::Watch;
 
 /// The prefix of the messages.
