@@ -1,7 +1,8 @@
 //! One drill from the plan to the verdict.
 
+mod copies;
 mod course;
-mod loss;
+pub mod loss;
 mod recovery_time;
 mod sections;
 
@@ -23,11 +24,14 @@ use crate::checks::{self, Check, Outcome};
 use crate::evidence::{quoted, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
+use crate::rehearsal::{self, Script};
 use crate::replay;
-use crate::report::Report;
+use crate::report::{Drawn, Report};
 use crate::scratch::Scratch;
+use crate::total_loss::Walls;
 use crate::{judge, report};
 use course::Course;
+use loss::Primary;
 use sections::target_words;
 
 /// Room for WAL and for what replay writes, besides the files of the backup.
@@ -37,6 +41,17 @@ const SPARE_BYTES: u64 = 512 << 20;
 const LOG_LINES: usize = 50;
 
 const END_OF_WAL: &str = "recovery reached the end of the archived WAL";
+
+/// What is played through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// The database is restored, as it would be on any day.
+    Restore,
+    /// The primary, its disks and its network are gone.
+    TotalLoss,
+    /// A migration is tried on the restored copy.
+    Rehearsal,
+}
 
 /// What a drill needs to know.
 pub struct Drill<'a> {
@@ -52,6 +67,16 @@ pub struct Drill<'a> {
     pub request: Request,
     /// The moment that the RPO is measured from.
     pub failed_at: Timestamp,
+    /// How the target was drawn, if it was.
+    pub drawn: Option<Drawn>,
+    /// What is played through.
+    pub scenario: Scenario,
+    /// The migration to rehearse, and its database if it was named.
+    pub migration: Option<(&'a Script, Option<&'a str>)>,
+    /// What keeps this process away from the primary, for a total loss.
+    pub walls: Option<&'a Walls>,
+    /// What the primary said at the moment of failure, where it was asked.
+    pub primary: Option<Primary>,
     /// What or who ordered the drill.
     pub trigger: String,
     /// Where `seawall-fetch` lies.
@@ -83,7 +108,8 @@ impl Drill<'_> {
             .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
         scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
 
-        let mut course = Course::new(plan, programs, postgres, scratch.path());
+        let mut course = Course::new(started, plan, programs, postgres, scratch.path());
+        self.look_at_the_clock(&mut course).await;
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();
@@ -94,7 +120,12 @@ impl Drill<'_> {
         let broken = self.recover(&mut course, &system, scratch, keep).await;
         lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
-        Ok(self.conclude(course, started, scratch, broken))
+        self.find_holders(&mut course).await;
+        if let Some(walls) = self.walls {
+            // Once more: what a server opens meanwhile, it would have to have opened to us.
+            course.walls = walls.prove(self.cluster).await;
+        }
+        Ok(self.conclude(course, scratch, broken))
     }
 
     /// From the plan to the last check. What it finds is in the course, also after an error.
@@ -152,12 +183,51 @@ impl Drill<'_> {
         let first_query = course.clock.now();
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
+        self.look_at_the_end(course, system, &client).await?;
         drop(client);
         course.checks.push(self.end_of_wal(course));
         let began = course.clock.now();
+        self.rehearse(course).await?;
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
         examined
+    }
+
+    /// Tries the migration, if there is one.
+    async fn rehearse(&self, course: &mut Course) -> Result<()> {
+        let (Some((script, database)), Some(instance)) = (self.migration, &course.instance) else {
+            return Ok(());
+        };
+        let started = (Timestamp::now(), Instant::now());
+        let rehearsal = rehearsal::run(instance, script, database).await?;
+        let last = rehearsal.statements.last();
+        let failed = last.and_then(|last| Some((last, last.error.as_ref()?)));
+        let words = format!(
+            "psql -d {} -f {}",
+            quoted(&rehearsal.database),
+            quoted(&script.path)
+        );
+        course
+            .evidence
+            .add(words, started, i32::from(failed.is_some()));
+        let mut check = match failed {
+            Some((last, error)) => {
+                let why = format!("line {} of {}: {error}", last.line, script.path);
+                Check::new("the migration", Outcome::Failed, why)
+            }
+            None => {
+                let well = format!(
+                    "{} statements in {} s",
+                    rehearsal.statements.len(),
+                    rehearsal.seconds
+                );
+                Check::new("the migration", Outcome::Passed, well)
+            }
+        };
+        check.seconds = rehearsal.seconds;
+        course.checks.push(check);
+        course.rehearsal = Some(rehearsal);
+        Ok(())
     }
 
     /// What PostgreSQL says of the restored database, and what the owner asks of it.
@@ -188,20 +258,20 @@ impl Drill<'_> {
     }
 
     /// The report of a drill that ended there, with the error that ended it, if one did.
-    fn conclude(
-        &self,
-        course: Course,
-        started: Timestamp,
-        scratch: &Scratch,
-        broken: Option<String>,
-    ) -> Done {
+    fn conclude(&self, mut course: Course, scratch: &Scratch, broken: Option<String>) -> Done {
         let open = course.replay.ready.is_some();
         let rpo = self.rpo(&course);
+        course.checks.push(self.clocks(&course));
         let failure = course.replay.failure.as_ref();
         let failure = failure.map(|failure| format!("recovery failed: {failure}"));
         let rto = course
             .clock
             .recovery_time(self.config.objectives.rto, open, &course);
+        let copies = self.copies(&course, open && failure.is_none());
+        let mut environment = self.environment(scratch);
+        environment
+            .isolation
+            .extend(std::mem::take(&mut course.walls));
         let reasons = judge::reasons(
             broken.as_deref().or(failure.as_deref()),
             &rpo,
@@ -214,10 +284,10 @@ impl Drill<'_> {
             format: 1,
             id: format!(
                 "{}-{:08x}",
-                started.strftime("%Y%m%dT%H%M%SZ"),
+                course.started.strftime("%Y%m%dT%H%M%SZ"),
                 rand::random::<u32>()
             ),
-            started,
+            started: course.started,
             ended: Timestamp::now(),
             passed: reasons.is_empty(),
             reasons,
@@ -228,11 +298,11 @@ impl Drill<'_> {
             target: self.target(&course, broken.as_deref()),
             rpo,
             rto,
-            environment: self.environment(scratch),
+            environment,
             checks: course.checks,
             rows: course.rows,
             rehearsal: course.rehearsal,
-            copies: self.copies(),
+            copies,
             trend: Vec::new(),
             not_tested: report::never_tested(),
             warnings: match course.restored {

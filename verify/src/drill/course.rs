@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use seawall::repository::catalogue::Plan;
 use seawall_restore::Restored;
 
+use super::copies::Holders;
+use super::loss::Findings;
 use super::recovery_time::RecoveryClock;
 use crate::checks::Check;
 use crate::evidence::Evidence;
 use crate::instance::Instance;
 use crate::programs::Programs;
 use crate::replay::Replay;
-use crate::report::Rehearsal;
+use crate::report::{Isolation, Rehearsal};
 
 pub(super) struct Course {
+    pub(super) started: Timestamp,
     pub(super) plan: Plan,
     pub(super) programs: Programs,
     pub(super) postgres: PathBuf,
@@ -28,11 +32,21 @@ pub(super) struct Course {
     pub(super) checks: Vec<Check>,
     pub(super) rows: BTreeMap<String, BTreeMap<String, u64>>,
     pub(super) rehearsal: Option<Rehearsal>,
+    pub(super) loss: Findings,
+    pub(super) walls: Vec<Isolation>,
+    pub(super) holders: Holders,
 }
 
 impl Course {
-    pub(super) fn new(plan: Plan, programs: Programs, postgres: PathBuf, scratch: &Path) -> Self {
+    pub(super) fn new(
+        started: Timestamp,
+        plan: Plan,
+        programs: Programs,
+        postgres: PathBuf,
+        scratch: &Path,
+    ) -> Self {
         Self {
+            started,
             plan,
             programs,
             postgres,
@@ -46,6 +60,9 @@ impl Course {
             checks: Vec::new(),
             rows: BTreeMap::new(),
             rehearsal: None,
+            loss: Findings::default(),
+            walls: Vec::new(),
+            holders: Holders::default(),
         }
     }
 }
