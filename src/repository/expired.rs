@@ -19,6 +19,11 @@ use crate::postgres::{SegmentName, SegmentSize, TimelineId};
 pub struct Ranges(Vec<(u64, u64)>);
 
 impl Ranges {
+    /// Whether there is no number in them.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether the number lies in one of them.
     pub fn contains(&self, number: u64) -> bool {
         let at = self.0.partition_point(|(_, last)| *last < number);
