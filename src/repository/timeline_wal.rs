@@ -54,6 +54,11 @@ impl TimelineWal {
         self.runs.get(at).filter(|run| run.first <= number)
     }
 
+    /// Whether all segments from number `first` to `last` are here.
+    pub fn holds(&self, first: u64, last: u64) -> bool {
+        self.run_with(first).is_some_and(|run| run.last >= last)
+    }
+
     /// First and last number of the segments that are missing between two runs. What only
     /// working ahead left out is no gap, nor is what retention removed.
     pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {

@@ -78,7 +78,10 @@ async fn soundness(repository: &Repository) -> (usize, u64) {
                 "{} has no WAL",
                 backup.id
             );
-            for object in &backup.objects {
+            let marker = system.marker(&backup.id).await.expect("it reads");
+            let objects = marker.expect("it is committed").objects;
+            assert!(!objects.is_empty());
+            for object in &objects {
                 let key = format!("{}/{}", system.keys().backup(&backup.id), object.key);
                 let bytes = repository.store().get(&key).await.expect("it reads");
                 let bytes = bytes.expect("a committed backup is whole");
