@@ -9,10 +9,9 @@ use crate::config::RetentionConfig;
 use crate::error::Result;
 use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::System;
-use crate::repository::expired::Ranges;
 use crate::repository::keys::BackupId;
 use crate::repository::marker::Marker;
-use crate::repository::segments::SegmentSet;
+use crate::repository::segments::{Ranges, SegmentSet};
 use crate::retention::{self, Inventory};
 
 /// A finished backup, as far as a copy must know it. Its marker may hold a list of tens of

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::expired::Ranges;
+use super::segments::Ranges;
 use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::storage::ObjectInfo;
 
