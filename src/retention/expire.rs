@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::inventory::{CLOCK_TOLERANCE, Inventory};
-use super::plan::{Circumstances, Other, Plan, plan};
+use super::plan::{Circumstances, Other, Plan, SystemPlan, plan};
 use crate::config::RetentionConfig;
 use crate::error::{Error, Result};
 use crate::postgres::SegmentName;
@@ -196,9 +196,9 @@ impl Run<'_, '_> {
                 self.touch(due, |tombstone| tombstone.names_backup(id, backup));
                 self.delete_backup(&system, backup, objects).await?;
             }
+            let size = going.segment_size;
             let mut doomed = SegmentSet::default();
             for range in due.iter().flat_map(|(_, tombstone)| &tombstone.wal) {
-                let size = self.size_of(&system).await?;
                 if range.system_id == id
                     && let (Ok(first), Ok(last)) =
                         (range.first.number(size), range.last.number(size))
@@ -211,11 +211,7 @@ impl Run<'_, '_> {
                 planned.add(range.timeline, range.first_number, range.last_number);
             }
             let doomed = planned.within(&doomed);
-            if !doomed.is_empty()
-                && !self
-                    .delete_wal(&system, due, &doomed, going.wal_stays_since)
-                    .await?
-            {
+            if !doomed.is_empty() && !self.delete_wal(&system, due, &doomed, &going).await? {
                 return Ok(false);
             }
         }
@@ -226,10 +222,6 @@ impl Run<'_, '_> {
     fn touch(&mut self, due: &[(String, Tombstone)], names: impl Fn(&Tombstone) -> bool) {
         let naming = due.iter().filter(|(_, tombstone)| names(tombstone));
         self.touched.extend(naming.map(|(key, _)| key.clone()));
-    }
-
-    async fn size_of(&self, system: &System) -> Result<crate::postgres::SegmentSize> {
-        Ok(system.known_record().await?.segment_size)
     }
 
     /// The marker goes first: from then on there is no such backup, and what is left of it is
@@ -257,9 +249,9 @@ impl Run<'_, '_> {
         system: &System,
         due: &[(String, Tombstone)],
         doomed: &SegmentSet,
-        stays_since: Option<Timestamp>,
+        plan: &SystemPlan,
     ) -> Result<bool> {
-        let size = self.size_of(system).await?;
+        let (size, stays_since) = (plan.segment_size, plan.wal_stays_since);
         let mut keys = Vec::new();
         let mut gone = Vec::new();
         for (timeline, range) in doomed.iter() {
@@ -348,7 +340,7 @@ impl Run<'_, '_> {
 
 /// The WAL of a plan that no tombstone names yet.
 fn unnamed<'a>(
-    system: &super::plan::SystemPlan,
+    system: &SystemPlan,
     known: impl Iterator<Item = &'a (String, Tombstone)>,
 ) -> Vec<DoomedWal> {
     let known: Vec<&DoomedWal> = known.flat_map(|(_, tombstone)| &tombstone.wal).collect();
