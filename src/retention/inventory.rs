@@ -101,11 +101,8 @@ impl SystemInventory {
         for run in runs {
             not_from_the_future(system, now, run.last_stored, "WAL")?;
         }
-        let mut stored = SegmentSet::default();
+        let mut stored = segments(&archived);
         for (timeline, wal) in &archived {
-            for run in &wal.runs {
-                stored.add(*timeline, run.first, run.last);
-            }
             for number in &wal.beside {
                 stored.add(*timeline, *number, *number);
             }
@@ -149,13 +146,7 @@ impl SystemInventory {
 
     /// The archived segments, without what lies beside them.
     pub fn segments(&self) -> SegmentSet {
-        let mut segments = SegmentSet::default();
-        for (timeline, wal) in &self.archived {
-            for run in &wal.runs {
-                segments.add(*timeline, run.first, run.last);
-            }
-        }
-        segments
+        segments(&self.archived)
     }
 
     /// The newest timeline, as PostgreSQL's `latest` finds it.
@@ -181,6 +172,16 @@ impl PinState {
             pin: stored.pin.map_err(|error| error.what().to_owned()),
         }
     }
+}
+
+fn segments(archived: &Archived) -> SegmentSet {
+    let mut segments = SegmentSet::default();
+    for (timeline, wal) in archived {
+        for run in &wal.runs {
+            segments.add(*timeline, run.first, run.last);
+        }
+    }
+    segments
 }
 
 /// Whether the WAL that a backup itself needs is there, and nobody disputes it.
