@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod durable;
 pub mod error;
 pub mod heartbeat;
+pub mod host;
 pub mod postgres;
 pub mod privileges;
 pub mod progress;

@@ -75,12 +75,9 @@ pub async fn beat(client: &Client) -> Result<Option<Beat>> {
     if client.is_in_recovery().await? {
         return Ok(None);
     }
-    let host = nix::unistd::gethostname().ok();
     let message = Message {
         format: FORMAT,
-        host: host
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_default(),
+        host: crate::host::name(),
         time: Timestamp::now(),
     };
     let text = serde_json::json!(message).to_string();

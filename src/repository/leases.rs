@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, BackupId};
 use super::{FORMAT, Repository, to_json};
 use crate::error::Result;
+use crate::host;
 use crate::postgres::SystemId;
 
 /// How long a lease holds unless it is renewed. It is renewed in every third of it.
@@ -319,10 +320,7 @@ pub(super) fn holder() -> String {
 }
 
 fn own_host() -> String {
-    let host = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default();
+    let host = host::name();
     host.chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
         .take(64)
