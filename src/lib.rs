@@ -23,4 +23,5 @@ pub mod repository;
 pub mod retention;
 pub mod schedule;
 pub mod storage;
+pub mod time;
 pub mod wal;

@@ -16,7 +16,7 @@ mod watch;
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ClusterConfig, Config};
@@ -25,6 +25,7 @@ use crate::postgres::sql::Client;
 use crate::postgres::{Lsn, SegmentSize};
 use crate::repository::System;
 use crate::repository::catalogue::Catalogue;
+use crate::time::signed;
 
 pub use watch::Watch;
 
@@ -209,7 +210,7 @@ impl Beating {
                 old.insert(Session { client, watch })
             }
         };
-        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::MAX);
+        let interval = signed(interval);
         // A clock that was set back must not silence us.
         if self
             .last

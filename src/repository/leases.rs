@@ -18,6 +18,7 @@ use super::{FORMAT, Repository, to_json};
 use crate::error::Result;
 use crate::host;
 use crate::postgres::SystemId;
+use crate::time::signed;
 
 /// How long a lease holds unless it is renewed. It is renewed in every third of it.
 pub const LEASE_TIME: Duration = Duration::from_secs(600);
@@ -296,7 +297,7 @@ impl Repository {
 }
 
 fn lease_time() -> SignedDuration {
-    SignedDuration::from_secs(LEASE_TIME.as_secs() as i64)
+    signed(LEASE_TIME)
 }
 
 fn new_lease(work: Work) -> Lease {

@@ -23,6 +23,7 @@ use crate::repository::segments::SegmentSet;
 use crate::repository::tombstones::{DoomedBackup, DoomedWal, Tombstone};
 use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
+use crate::time::signed;
 
 /// No look is older than a quarter of the wait when something is deleted by it, within these
 /// bounds.
@@ -416,8 +417,4 @@ async fn sweep(repository: &Repository, settings: &Settings<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
