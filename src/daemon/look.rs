@@ -191,7 +191,6 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
         let same = match lease.work {
             Work::Backup => job.operation == Operation::Full,
             Work::Copy => job.operation == Operation::Copy,
-            Work::Expire => job.operation == Operation::Expire,
             // One at a time on a host, as many as there are hosts.
             Work::Drill => false,
             Work::Scheduled => {

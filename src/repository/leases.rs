@@ -36,8 +36,6 @@ pub enum Work {
     Copy,
     /// Copies out of this repository.
     CopySource,
-    /// Deletes here.
-    Expire,
     /// Restores from here.
     Restore,
     /// Restores from here, to see whether it works.
