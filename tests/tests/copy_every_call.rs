@@ -9,7 +9,7 @@ use seawall::repository::health::{Needed, examine};
 use seawall::repository::{Repository, System};
 use seawall::storage::simulated::{Gate, SimulatedClock, SimulatedObjects};
 use seawall::storage::{Created, RetryPolicy, Store, StoreSettings};
-use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
+use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, runtime, with_plan};
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{Cluster, Site};
 
@@ -60,15 +60,7 @@ async fn soundness(repository: &Repository) -> (usize, u64) {
             "{:?}",
             catalogue.unreadable
         );
-        let needed: Vec<Needed> = catalogue
-            .backups
-            .iter()
-            .map(|backup| Needed {
-                timeline: backup.timeline,
-                start: backup.start_lsn,
-                stop: backup.stop_lsn,
-            })
-            .collect();
+        let needed: Vec<Needed> = catalogue.backups.iter().map(Needed::of).collect();
         let survey = system.survey(record.segment_size).await.expect("it lists");
         let illnesses = examine(&survey, &needed);
         assert!(illnesses.is_empty(), "{illnesses:?}");
@@ -135,14 +127,6 @@ async fn one_case(source: &Source, case: &Case) -> bool {
         assert!(lag.is_none(), "{case}: {lag:?}");
     }
     whole
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
 
 #[test]
