@@ -25,9 +25,7 @@ impl Drill<'_> {
                 .ok()
                 .flatten()
                 .map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name),
-            host: nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            host: seawall::host::name(),
             command: std::env::args().collect(),
         }
     }
