@@ -18,7 +18,7 @@ use super::plan::{Circumstances, Other, Plan, SystemPlan, plan};
 use crate::config::RetentionConfig;
 use crate::error::{Error, Result};
 use crate::postgres::SegmentName;
-use crate::repository::keys::{self, BackupId, BackupKind};
+use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::segments::SegmentSet;
 use crate::repository::tombstones::{DoomedBackup, DoomedWal, Tombstone};
 use crate::repository::{Repository, System};
@@ -368,25 +368,13 @@ fn unnamed<'a>(
 
 /// Puts a small object, and holds the time that the store gives it against ours.
 async fn compare_clocks(repository: &Repository, settings: &Settings<'_>) -> Result<()> {
-    let random: u64 = rand::random();
-    let key = format!("{}/clock-{random:016x}", keys::leases(settings.cluster));
-    let store = repository.store();
-    let before = (settings.clock)();
-    store
-        .put(&key, bytes::Bytes::from_static(b"clock\n"))
+    let skew = repository
+        .clock_skew(settings.cluster, settings.clock)
         .await?;
-    let found = store.head(&key).await;
-    let after = (settings.clock)();
-    store.delete(&key).await?;
-    let stored = found?
-        .ok_or_else(|| {
-            Error::failed("an object was written and is not there").at(repository.place())
-        })?
-        .modified;
-    if stored + CLOCK_TOLERANCE >= before && stored <= after + CLOCK_TOLERANCE {
+    if skew.abs() <= CLOCK_TOLERANCE {
         return Ok(());
     }
-    let apart = stored.duration_since(before).unsigned_abs().as_secs();
+    let apart = skew.unsigned_abs().as_secs();
     Err(Error::refused(format!(
         "the store's clock and this host's are {apart} s apart: nothing is deleted"
     ))
