@@ -4,7 +4,9 @@
 use std::fmt::Write;
 
 use super::facts::{self, Facts};
-use super::words::{self, Met, bytes, duration, headline, held, moment, one_line, rate, verdict};
+use super::words::{
+    self, Met, bytes, counted, duration, headline, held, moment, one_line, rate, verdict,
+};
 use crate::evidence::Step;
 use crate::report::{Rehearsal, Report};
 
@@ -154,12 +156,12 @@ fn trend(page: &mut Page, report: &Report) {
 fn rehearsed(page: &mut Page, rehearsal: &Rehearsal) {
     page.section("Rehearsal");
     page.line(&format!(
-        "{} (SHA-256 {}) in database {}: {}; {} statements were not run.\n",
+        "{} (SHA-256 {}) in database {}: {}; not run: {}.\n",
         escape(&rehearsal.file),
         escape(&rehearsal.sha256),
         escape(&rehearsal.database),
         duration(rehearsal.seconds),
-        rehearsal.not_run
+        counted(rehearsal.not_run, "statement")
     ));
     page.table(&[
         "line",

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use textwrap::{Options, WordSeparator, WordSplitter};
 
 use super::facts::{self, Facts};
-use super::words::{self, Met, bytes, duration, headline, held, one_line, percent, rate, verdict};
+use super::words::{
+    self, Met, bytes, counted, duration, headline, held, one_line, percent, rate, verdict,
+};
 use crate::report::{Phase, Rehearsal, Report};
 
 /// The width of a page.
@@ -161,10 +163,7 @@ fn rehearsed(page: &mut Page, rehearsal: &Rehearsal) {
             "{} in database {}: {} in {}; {} not run",
             rehearsal.file,
             rehearsal.database,
-            match rehearsal.statements.len() {
-                1 => "1 statement".to_owned(),
-                many => format!("{many} statements"),
-            },
+            counted(rehearsal.statements.len(), "statement"),
             duration(rehearsal.seconds),
             rehearsal.not_run
         ),

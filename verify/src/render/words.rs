@@ -181,6 +181,12 @@ pub(super) fn count(count: u64) -> String {
     grouped
 }
 
+/// `1 table`, `2 tables`.
+pub(super) fn counted(many: usize, what: &str) -> String {
+    let end = if many == 1 { "" } else { "s" };
+    format!("{} {what}{end}", count(many as u64))
+}
+
 /// What a phase moved in a second; empty where it moved nothing.
 pub(super) fn rate(phase: &Phase) -> String {
     let rate = phase.rate().map(|rate| bytes(rate.round() as u64));

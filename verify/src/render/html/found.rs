@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::super::words::{bytes, count, duration, held, one_line, outcome};
+use super::super::words::{bytes, count, counted, duration, held, one_line, outcome};
 use super::{badge, held_class, lines, section};
 use crate::checks::{Check, Outcome};
 use crate::report::{Report, Statement};
@@ -84,7 +84,7 @@ pub(super) fn rehearsal(report: &Report) -> Markup {
         html! {
             p {
                 (one_line(&rehearsal.file)) " in database " (one_line(&rehearsal.database)) ": "
-                (rehearsal.statements.len()) " statements in " (duration(rehearsal.seconds))
+                (counted(rehearsal.statements.len(), "statement")) " in " (duration(rehearsal.seconds))
                 ", " (rehearsal.not_run) " not run."
             }
             ol.found.statements { @for statement in &rehearsal.statements { li { (self::statement(statement)) } } }
@@ -135,7 +135,7 @@ pub(super) fn rows(report: &Report) -> Markup {
                 details {
                     summary {
                         "database " (one_line(database)) ": "
-                        (count(tables.values().sum())) " rows in " (tables.len()) " tables"
+                        (count(tables.values().sum())) " rows in " (counted(tables.len(), "table"))
                     }
                     div.scroll tabindex="0" role="region" aria-label={ "Rows of " (one_line(database)) } {
                         table {

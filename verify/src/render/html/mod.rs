@@ -108,7 +108,7 @@ fn tiles(report: &Report) -> Markup {
                 p.figure { (passed) " passed" }
                 p.note {
                     @if failed > 0 { span.badge.bad { (failed) " FAILED" } " " }
-                    (skipped) " not tested"
+                    span.whole { (skipped) " not tested" }
                 }
             }
         }
@@ -126,13 +126,20 @@ fn objective(
     html! {
         section.tile id=(id) {
             h2 { (title) }
-            p.figure.none[measured.is_none()] { (words) }
+            p.figure.none[measured.is_none()] {
+                @match words.strip_prefix("at most ") {
+                    Some(most) => { small { "at most " } (most) },
+                    None => (words),
+                }
+            }
             @if let (Some(wanted), Some(measured)) = (wanted, measured) {
                 (meter(wanted, measured))
             }
             p.note {
                 (badge(met_class(met), met.word())) " "
-                @if let Some(wanted) = wanted { "objective: " (words::duration(wanted)) }
+                @if let Some(wanted) = wanted {
+                    span.whole { "objective: " (words::duration(wanted)) }
+                }
             }
         }
     }

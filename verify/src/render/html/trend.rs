@@ -97,14 +97,26 @@ fn chart(
                 @if let Some(objective) = drawn {
                     line.objective x1="0" x2="100%" y1=(up(objective)) y2=(up(objective)) {}
                 }
-                @if let (Some(first), true) = (drills.first(), drills.len() > 1) {
-                    text.scale x="0" y=(base + 16.0) { (day(first)) }
-                }
-                @if let Some(last) = drills.last() {
-                    @let x = drills.len() as f64 * step;
-                    text.scale x=(percent(x.max(12.0))) y=(base + 16.0) text-anchor="end" { (day(last)) }
-                }
+                (dates(drills, drills.len() as f64 * step, base + 16.0))
             }
+        }
+    }
+}
+
+/// The first and the last day, each below its column where there is room between them.
+fn dates(drills: &[Past], end: f64, y: f64) -> Markup {
+    let (Some(first), Some(last)) = (drills.first(), drills.last()) else {
+        return html! {};
+    };
+    let (first, last) = (day(first), day(last));
+    html! {
+        @if first == last {
+            text.scale x="0" y=(y) { (first) }
+        } @else if end < 70.0 {
+            text.scale x="0" y=(y) { (first) " to " (last) }
+        } @else {
+            text.scale x="0" y=(y) { (first) }
+            text.scale x=(percent(end)) y=(y) text-anchor="end" { (last) }
         }
     }
 }
