@@ -208,19 +208,19 @@ pub(super) fn time(report: &Report) -> Facts {
             "most of it",
             format!("{}, {} of the whole", most.phase, percent(most.share)),
         ));
-        rows.push(("to shorten it", most.advice.clone()));
+        // Names of settings stand between quotes there, which Markdown alone would show as code.
+        rows.push(("to shorten it", most.advice.replace('`', "")));
     }
-    rows.extend(time.forecast.iter().map(|forecast| {
-        (
-            "forecast",
-            format!(
-                "{} in {} ({})",
-                bytes(forecast.bytes),
-                duration(forecast.seconds),
-                forecast.basis
-            ),
-        )
-    }));
+    // Sizes that are worked out in the same way stand together.
+    for alike in time.forecast.chunk_by(|a, b| a.basis == b.basis) {
+        let sizes = alike.iter().map(|forecast| {
+            let (size, seconds) = (bytes(forecast.bytes), duration(forecast.seconds));
+            format!("{size} in {seconds}")
+        });
+        let basis = alike.first().map_or("", |forecast| forecast.basis.as_str());
+        let sizes = sizes.collect::<Vec<_>>().join(", ");
+        rows.push(("forecast", format!("{sizes}; {basis}")));
+    }
     Facts {
         title: "Recovery time",
         rows,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::words::{duration, moment, objective, one_line, verdict};
+use super::words::{duration, objective, one_line, verdict};
 use crate::history::{History, Summary};
 use crate::report::Past;
 
@@ -42,17 +42,23 @@ pub fn history(history: &History) -> String {
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header([
-            "began", "verdict", "scenario", "from", "backup", "RTO", "", "RPO", "",
+            "began (UTC)",
+            "verdict",
+            "scenario",
+            "from",
+            "RTO",
+            "",
+            "RPO",
+            "",
         ]);
     let figure = |seconds: Option<f64>| seconds.map_or_else(|| "-".to_owned(), duration);
     for past in &history.drills {
         let word = |word: &Option<String>| word.as_deref().map_or("-".to_owned(), one_line);
         table.add_row([
-            moment(past.started),
+            began(past),
             verdict(past.passed).to_owned(),
             word(&past.scenario),
             word(&past.repository),
-            past.backup.to_string(),
             figure(past.rto_seconds),
             time.bar(past.rto_seconds),
             figure(past.rpo_seconds),
@@ -68,6 +74,10 @@ pub fn history(history: &History) -> String {
         line(&mut text, "|: the objective; !: beyond it");
     }
     text
+}
+
+fn began(past: &Past) -> String {
+    past.started.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// What the width of a bar stands for.
@@ -141,10 +151,14 @@ mod tests {
             let word = verdict(past.passed);
             let found = lines
                 .iter()
-                .any(|line| line.contains(&moment(past.started)) && line.contains(word));
+                .any(|line| line.contains(&began(past)) && line.contains(word));
             assert!(found, "{text}");
         }
-        assert_eq!(text.matches("|!").count(), 1 + 1, "{text}");
+        assert_eq!(text.matches("|!").count(), 2, "{text}");
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= 100),
+            "{text}"
+        );
     }
 
     #[test]

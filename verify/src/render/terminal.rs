@@ -6,9 +6,8 @@ use std::fmt::Write;
 use textwrap::{Options, WordSeparator, WordSplitter};
 
 use super::facts::{self, Facts};
-use super::words::{
-    self, Met, bytes, counted, duration, headline, held, one_line, percent, rate, verdict,
-};
+use super::words::{self, Met, bytes, counted, duration, headline, held, one_line, rate, verdict};
+use crate::history::Summary;
 use crate::report::{Phase, Rehearsal, Report};
 
 /// The width of a page.
@@ -34,6 +33,7 @@ pub fn terminal(report: &Report) -> String {
         page.item("- ", reason);
     }
     objectives(&mut page, report);
+    past(&mut page, report);
     time_line(&mut page, report);
     if !report.checks.is_empty() {
         page.title("Checks");
@@ -87,7 +87,7 @@ pub fn terminal(report: &Report) -> String {
 fn objectives(page: &mut Page, report: &Report) {
     page.line("");
     page.line(&format!(
-        "     {:<18} {:<14} {}",
+        "     {:<20} {:<14} {}",
         "measured", "objective", "verdict"
     ));
     let (time, loss) = (&report.rto, &report.rpo);
@@ -106,11 +106,30 @@ fn objectives(page: &mut Page, report: &Report) {
         ),
     ] {
         page.line(&format!(
-            "{name}  {measured:<18} {:<14} {}",
+            "{name}  {measured:<20} {:<14} {}",
             words::objective(objective),
             met.word()
         ));
     }
+}
+
+/// In a line, what `seawall drill history` shows.
+fn past(page: &mut Page, report: &Report) {
+    let Summary { drills, passed } = Summary::of(&report.trend);
+    let times = report.trend.iter().filter_map(|past| past.rto_seconds);
+    let (least, most) = times.fold((f64::INFINITY, 0.0_f64), |(least, most), seconds| {
+        (least.min(seconds), most.max(seconds))
+    });
+    if drills == 0 {
+        return;
+    }
+    let range = match least <= most {
+        true => format!("; RTO from {} to {}", duration(least), duration(most)),
+        false => String::new(),
+    };
+    let before = counted(drills, "drill");
+    page.line("");
+    page.wrapped("", &format!("{before} before: {passed} passed{range}"));
 }
 
 /// Each phase with a bar where it began and as long as it took: those that overlap stand over
@@ -121,8 +140,7 @@ fn time_line(page: &mut Page, report: &Report) {
         return;
     }
     page.title("Recovery time");
-    let end = |phase: &Phase| phase.began + phase.seconds;
-    let whole = phases.iter().map(end).fold(0.0, f64::max);
+    let whole = words::time_scale(phases);
     for phase in phases {
         page.line(&format!(
             "  {:<22} |{:<LINE$}| {:>10}  {}",
@@ -133,7 +151,10 @@ fn time_line(page: &mut Page, report: &Report) {
         ));
     }
     if phases.iter().any(|phase| !phase.counts) {
-        page.wrapped("  ", "=: after the first answer, not part of the RTO");
+        page.wrapped(
+            "  ",
+            "=: after the first answer, not part of the RTO; >: longer than the line",
+        );
     }
     let mut facts = facts::time(report);
     // It stands at the top.
@@ -144,15 +165,17 @@ fn time_line(page: &mut Page, report: &Report) {
 }
 
 fn bar(phase: &Phase, whole: f64) -> String {
-    if whole <= 0.0 {
-        return String::new();
-    }
     let column = |seconds: f64| (seconds / whole * LINE as f64).round() as usize;
     // What was too short to be seen has its place all the same.
     let from = column(phase.began).min(LINE - 1);
-    let until = column(phase.began + phase.seconds).clamp(from + 1, LINE);
+    let end = column(phase.began + phase.seconds);
+    let until = end.clamp(from + 1, LINE);
     let sign = if phase.counts { "#" } else { "=" };
-    " ".repeat(from) + &sign.repeat(until - from)
+    let bar = " ".repeat(from) + &sign.repeat(until - from);
+    match end > LINE {
+        true => bar[..LINE - 1].to_owned() + ">",
+        false => bar,
+    }
 }
 
 fn rehearsed(page: &mut Page, rehearsal: &Rehearsal) {
@@ -196,20 +219,6 @@ fn rehearsed(page: &mut Page, rehearsal: &Rehearsal) {
             let text = format!("{how}: {}, {}", file.relation, bytes(file.bytes));
             page.item(INDENT, &text);
         }
-    }
-    if let (Some(longest), true) = (
-        rehearsal
-            .statements
-            .iter()
-            .max_by(|a, b| a.seconds.total_cmp(&b.seconds)),
-        rehearsal.seconds > 0.0,
-    ) {
-        let share = percent(longest.seconds / rehearsal.seconds);
-        let text = format!(
-            "the longest statement, in line {}, took {share}",
-            longest.line
-        );
-        page.wrapped("  ", &text);
     }
 }
 
@@ -279,7 +288,7 @@ mod tests {
             assert!(line.chars().count() <= WIDTH, "{line}");
         }
         for words in [
-            "RTO  1 min 02 s         4 h            met",
+            "RTO  1 min 02 s           4 h            met",
             "MISSED",
             "not tested",
             "no TCP port",
@@ -287,6 +296,7 @@ mod tests {
             "ALTER TABLE",
             "AccessExclusiveLock on public.orders: blocks reads and writes",
             "to shorten it",
+            "4 drills before: 3 passed; RTO from 55 s to 1 min 20 s",
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }
@@ -301,11 +311,11 @@ mod tests {
             (18.0, 18.0, " ".repeat(18) + &"#".repeat(18)),
             (36.0, 0.0, " ".repeat(35) + "#"),
             (0.0, 0.001, "#".to_owned()),
+            (18.0, 90.0, " ".repeat(18) + &"#".repeat(17) + ">"),
         ] {
             (phase.began, phase.seconds) = (began, seconds);
             assert_eq!(bar(&phase, 36.0), drawn);
         }
-        assert_eq!(bar(&phase, 0.0), "");
     }
 
     #[test]

@@ -193,6 +193,21 @@ pub(super) fn rate(phase: &Phase) -> String {
     rate.map_or(String::new(), |rate| format!("{rate}/s"))
 }
 
+/// The seconds that a time line's width stands for. Checks may take far longer than the
+/// recovery, and must not press it to nothing: then their bar is cut off.
+pub(super) fn time_scale(phases: &[Phase]) -> f64 {
+    let end = |phase: &Phase| phase.began + phase.seconds;
+    let counted = phases.iter().filter(|phase| phase.counts);
+    let counted = counted.map(end).fold(0.0, f64::max);
+    let all = phases.iter().map(end).fold(0.0, f64::max);
+    let whole = if counted > 0.0 && all > counted * 1.6 {
+        counted * 1.25
+    } else {
+        all
+    };
+    whole.max(0.001)
+}
+
 pub(super) fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
@@ -242,6 +257,22 @@ mod tests {
         ] {
             assert_eq!(duration(seconds), words, "{seconds}");
         }
+    }
+
+    #[test]
+    fn long_checks_do_not_press_the_recovery_to_nothing() {
+        let phase = |began, seconds, counts| Phase {
+            name: "phase".to_owned(),
+            began,
+            seconds,
+            bytes: None,
+            counts,
+        };
+        let near = [phase(0.0, 10.0, true), phase(10.0, 5.0, false)];
+        assert!((time_scale(&near) - 15.0).abs() < 1e-9);
+        let far = [phase(0.0, 10.0, true), phase(10.0, 500.0, false)];
+        assert!((time_scale(&far) - 12.5).abs() < 1e-9);
+        assert!(time_scale(&[phase(0.0, 0.0, true)]) > 0.0);
     }
 
     #[test]

@@ -52,10 +52,6 @@ pub fn never_tested() -> Vec<NotTested> {
             "the primary is not touched; add a [[drill.check]] with what must be there",
         ),
         (
-            "trend",
-            "one report is one drill; the repository keeps all of them",
-        ),
-        (
             "3-2-1-1-0",
             "one repository is drilled; copies elsewhere need drills of their own",
         ),

@@ -91,10 +91,15 @@ fn tiles(report: &Report) -> Markup {
     };
     let (passed, failed) = (checks(Outcome::Passed), checks(Outcome::Failed));
     let skipped = checks(Outcome::NotTested);
+    let lost = words::rpo(loss);
+    let (bound, figure) = match lost.strip_prefix("at most ") {
+        Some(figure) => ("Loss (RPO), at most", figure),
+        None => ("Loss (RPO)", lost.as_str()),
+    };
     html! {
         div.tiles {
             (objective("rto", "Recovery time (RTO)", words::rto(time), time.objective_seconds, time.measured_seconds))
-            (objective("rpo", "Loss (RPO)", words::rpo(loss), loss.objective_seconds, loss.measured_seconds))
+            (objective("rpo", bound, figure.to_owned(), loss.objective_seconds, loss.measured_seconds))
             section.tile #throughput {
                 h2 { "Throughput of the restore" }
                 @match throughput(report) {
@@ -126,12 +131,7 @@ fn objective(
     html! {
         section.tile id=(id) {
             h2 { (title) }
-            p.figure.none[measured.is_none()] {
-                @match words.strip_prefix("at most ") {
-                    Some(most) => { small { "at most " } (most) },
-                    None => (words),
-                }
-            }
+            p.figure.none[measured.is_none()] { (words) }
             @if let (Some(wanted), Some(measured)) = (wanted, measured) {
                 (meter(wanted, measured))
             }

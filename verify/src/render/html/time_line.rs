@@ -4,7 +4,7 @@
 use maud::{Markup, html};
 
 use super::super::facts;
-use super::super::words::{bytes, duration, one_line, percent as share, rate};
+use super::super::words::{bytes, duration, one_line, percent as share, rate, time_scale};
 use super::percent;
 use crate::report::{Phase, Report};
 
@@ -39,7 +39,7 @@ pub(super) fn section(report: &Report) -> Markup {
 }
 
 fn picture(report: &Report, phases: &[Phase]) -> Markup {
-    let whole = scale(phases);
+    let whole = time_scale(phases);
     let across = |seconds: f64| (seconds / whole * 100.0).clamp(0.0, 100.0);
     let bottom = TOP + phases.len() * ROW;
     let most = report.rto.dominated_by.as_ref();
@@ -74,7 +74,8 @@ fn picture(report: &Report, phases: &[Phase]) -> Markup {
                 }
                 text.value x="100%" y=(top + 15) text-anchor="end" {
                     (duration(phase.seconds))
-                    @if phase.rate().is_some() { " · " (rate(phase)) }
+                    // On a phone there is no room beside the name.
+                    @if phase.rate().is_some() { tspan.wide { " · " (rate(phase)) } }
                 }
                 rect class={ "phase" @if longest { " most" } @if !phase.counts { " after" } }
                     x=(percent(from)) y=(top + 21) height="10" rx="2"
@@ -83,21 +84,6 @@ fn picture(report: &Report, phases: &[Phase]) -> Markup {
             }
         }
     }
-}
-
-/// The seconds that the width stands for. Checks may take far longer than the recovery, and
-/// must not press it to nothing: then their bar is cut off.
-fn scale(phases: &[Phase]) -> f64 {
-    let end = |phase: &Phase| phase.began + phase.seconds;
-    let counted = phases.iter().filter(|phase| phase.counts);
-    let counted = counted.map(end).fold(0.0, f64::max);
-    let all = phases.iter().map(end).fold(0.0, f64::max);
-    let whole = if counted > 0.0 && all > counted * 1.6 {
-        counted * 1.25
-    } else {
-        all
-    };
-    whole.max(0.001)
 }
 
 /// Round moments of the scale: four or five of them.
@@ -205,25 +191,6 @@ fn table(report: &Report, phases: &[Phase]) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn phase(began: f64, seconds: f64, counts: bool) -> Phase {
-        Phase {
-            name: "phase".to_owned(),
-            began,
-            seconds,
-            bytes: None,
-            counts,
-        }
-    }
-
-    #[test]
-    fn long_checks_do_not_press_the_recovery_to_nothing() {
-        let near = [phase(0.0, 10.0, true), phase(10.0, 5.0, false)];
-        assert!((scale(&near) - 15.0).abs() < 1e-9);
-        let far = [phase(0.0, 10.0, true), phase(10.0, 500.0, false)];
-        assert!((scale(&far) - 12.5).abs() < 1e-9);
-        assert!(scale(&[phase(0.0, 0.0, true)]) > 0.0);
-    }
 
     #[test]
     fn the_scale_has_round_moments() {
