@@ -19,6 +19,7 @@
 
 pub mod archiver;
 pub mod azurite;
+pub mod browser;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -49,6 +50,7 @@ pub mod tmpfs;
 pub mod version;
 
 pub use archiver::Archiver;
+pub use browser::Browser;
 pub use cli::{archive, drill, fetch, restore, seawall};
 pub use clock::Clock;
 pub use config::{Config, ConfigFile, Repository};

@@ -7,6 +7,7 @@
 pub mod checks;
 pub mod drill;
 pub mod evidence;
+pub mod history;
 pub mod instance;
 pub mod judge;
 pub mod programs;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use jiff::Timestamp;
-use seawall::cli::drill::{self, DrillArgs};
+use seawall::cli::drill::{self, DrillArgs, DrillCommand, HistoryArgs};
 use seawall::cli::{self, siblings, start_logging};
 use seawall::durable;
 use seawall::error::{Error, Exit, IoContext, Result};
@@ -14,6 +14,7 @@ use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
 use seawall_drill::drill::loss::Primary;
 use seawall_drill::drill::{Drill, Scenario};
+use seawall_drill::history::{self, History};
 use seawall_drill::random_time;
 use seawall_drill::rehearsal::Script;
 use seawall_drill::render;
@@ -25,6 +26,10 @@ use seawall_restore::system_for;
 fn main() -> ExitCode {
     cli::main(|| {
         let args = DrillArgs::parse();
+        if let Some(DrillCommand::History(args)) = &args.command {
+            start_logging(args.common.log_level);
+            return show_history(args).unwrap_or_else(|error| cli::report(&error));
+        }
         start_logging(args.common.log_level);
         run(&args).unwrap_or_else(|error| cli::report(&error))
     })
@@ -158,6 +163,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
                 left
             };
         }
+        history::add_trend(&mut report, &repository).await;
         // First: a report that cannot be written must not keep the result from the repository.
         let stored = repository
             .put_drill(cluster_name, &report.id, &report)
@@ -197,8 +203,10 @@ fn publish(args: &DrillArgs, report: &Report, directory: Option<&Path>) -> Resul
         .map_err(|error| Error::failed("cannot write JSON").because(error))?;
     if let Some(directory) = directory {
         for (name, content) in [
+            ("report.html", render::html(report)),
             ("report.json", json.clone() + "\n"),
             ("report.md", render::markdown(report)),
+            ("report.xml", render::junit(report)?),
         ] {
             let path = directory.join(name);
             durable::write_file(&path, content.as_bytes(), 0o640).on("write", &path)?;
@@ -211,4 +219,28 @@ fn publish(args: &DrillArgs, report: &Report, directory: Option<&Path>) -> Resul
     };
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(())
+}
+
+fn show_history(args: &HistoryArgs) -> Result<Exit> {
+    use std::io::Write;
+    let config = args.common.load()?;
+    let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
+    let wanted: Vec<String> = args.repository.clone().into_iter().collect();
+    let settings = config.repositories(&wanted)?;
+    let settings = settings
+        .first()
+        .ok_or_else(|| Error::usage("no repository is configured"))?;
+    Ok(cli::run(async {
+        let repository = Repository::open(settings)?;
+        let history = History::read(&repository, cluster, &config.objectives, args.last).await?;
+        let text = if args.json {
+            serde_json::to_string_pretty(&history)
+                .map_err(|error| Error::failed("cannot write JSON").because(error))?
+        } else {
+            render::history(&history).trim_end().to_owned()
+        };
+        // A reader that has gone away is no failure of ours.
+        let _ = writeln!(std::io::stdout(), "{text}");
+        Ok(Exit::Done)
+    }))
 }

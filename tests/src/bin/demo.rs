@@ -99,6 +99,7 @@ fn show(version: PostgresVersion, scratch: &Scratch) {
 
     steps.begin("total loss: kill -9, and every file of the server is deleted");
     let archived = cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let failed = Moment::now();
     cluster.destroy();
     drop(load);
     ledger.stop();
@@ -120,6 +121,7 @@ fn show(version: PostgresVersion, scratch: &Scratch) {
             "--trigger",
             "make demo",
         ])
+        .args(["--failed-at", &failed.to_string()])
         .arg("--report")
         .arg(&report)
         .with(|run| run.timeout(PATIENCE));
