@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
 use seawall::error::{Error, Result};
-use seawall::postgres::SegmentName;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::repository::catalogue::{Catalogue, Request};
 use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
-use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
+use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
 
-use crate::checks::{self, Check, Outcome};
+use crate::checks::{self, Check, Examination, Last};
 use crate::evidence::{quoted, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
@@ -35,8 +34,6 @@ const SPARE_BYTES: u64 = 512 << 20;
 
 /// How much of the server's log a report keeps.
 const LOG_LINES: usize = 50;
-
-const END_OF_WAL: &str = "recovery reached the end of the archived WAL";
 
 /// What a drill needs to know.
 pub struct Drill<'a> {
@@ -118,7 +115,7 @@ impl Drill<'_> {
         }
         course.plan = restored.plan.clone();
         course.clock.add_restore(&restored.phases);
-        course.checks.push(digests(&restored));
+        course.checks.push(checks::digests(&restored));
         course.restored = Some(restored);
         course.clock.pause();
         let verified =
@@ -144,16 +141,18 @@ impl Drill<'_> {
             .clock
             .add_replay(began, step.0, &course.replay, segment);
         let Some(client) = opened? else {
-            let why = "the server did not open";
-            course.checks.push(Check::not_tested(END_OF_WAL, why));
-            course.checks.push(Check::not_tested("pg_amcheck", why));
+            course.checks.extend(checks::never_open());
             return Ok(());
         };
         let first_query = course.clock.now();
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
         drop(client);
-        course.checks.push(self.end_of_wal(course));
+        course.checks.extend([
+            checks::contiguity(&course.plan, &course.replay),
+            checks::end_of_wal(&self.request, &course.plan, &course.replay),
+            checks::clocks(&course.plan, &course.replay, self.failed_at),
+        ]);
         let began = course.clock.now();
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
@@ -166,13 +165,22 @@ impl Drill<'_> {
             return Ok(());
         };
         let (programs, evidence) = (&course.programs, &course.evidence);
-        for check in &self.config.drill.check {
-            let answer = checks::sql(instance, check, self.failed_at).await;
-            course.checks.push(answer);
-        }
-        let jobs = self.config.restore.jobs;
-        let amcheck = checks::amcheck(programs, instance, jobs, evidence).await?;
-        course.checks.push(amcheck);
+        let last = match self.request.target {
+            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
+            _ => Last::none("a target was chosen, which may lie before the last drill's"),
+        };
+        let about = Examination {
+            config: &self.config.drill,
+            failed_at: self.failed_at,
+            last: &last,
+            jobs: self.config.restore.jobs,
+            programs,
+            evidence,
+        };
+        let findings = checks::examine(&about, instance).await;
+        course.checks.extend(findings.checks);
+        course.warnings.extend(findings.warnings);
+        course.rows = findings.rows;
         if keep {
             course.checks.push(Check::not_tested(
                 "page checksums",
@@ -238,7 +246,10 @@ impl Drill<'_> {
             warnings: match course.restored {
                 Some(restored) => restored.warnings,
                 None => course.plan.warnings,
-            },
+            }
+            .into_iter()
+            .chain(course.warnings)
+            .collect(),
             evidence: course.evidence.steps(),
             server_log: server_log.lines().map(str::to_owned).collect(),
             teardown: String::new(),
@@ -246,27 +257,6 @@ impl Drill<'_> {
         Done {
             report,
             instance: course.instance.filter(|_| open),
-        }
-    }
-
-    /// Whether recovery took the last segment that is archived, where it was to take all.
-    fn end_of_wal(&self, course: &Course) -> Check {
-        if self.request.target != RecoveryTarget::Latest {
-            return Check::not_tested(END_OF_WAL, "a target was chosen");
-        }
-        if self.request.end_at_gap {
-            return Check::not_tested(END_OF_WAL, "recovery was to end at a gap");
-        }
-        let size = course.plan.backup.segment_size;
-        let Some((timeline, _, last)) = course.plan.segments.last() else {
-            return Check::not_tested(END_OF_WAL, "the plan names no segment");
-        };
-        let last = SegmentName::new(*timeline, *last, size).to_string();
-        if course.replay.restored.contains(&last) {
-            Check::new(END_OF_WAL, Outcome::Passed, format!("{last} was replayed"))
-        } else {
-            let detail = format!("{last} is archived, and recovery ended without asking for it");
-            Check::new(END_OF_WAL, Outcome::Failed, detail)
         }
     }
 
@@ -331,17 +321,4 @@ impl Drill<'_> {
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         words.join(" ")
     }
-}
-
-/// The restore itself verified every byte; without that it would not have come this far.
-fn digests(restored: &Restored) -> Check {
-    let detail = format!(
-        "BLAKE3 of {} files, {} bytes; SHA-256 of every index; BLAKE3 of every WAL segment that recovery took",
-        restored.files, restored.plain_bytes
-    );
-    Check::new(
-        "digests of everything that was used",
-        Outcome::Passed,
-        detail,
-    )
 }

@@ -1,13 +1,12 @@
 //! What a drill has found so far, wherever it ends.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seawall::repository::catalogue::Plan;
 use seawall_restore::Restored;
 
 use super::recovery_time::RecoveryClock;
-use crate::checks::Check;
+use crate::checks::{Check, Rows};
 use crate::evidence::Evidence;
 use crate::instance::Instance;
 use crate::programs::Programs;
@@ -26,7 +25,8 @@ pub(super) struct Course {
     pub(super) version: Option<String>,
     pub(super) clock: RecoveryClock,
     pub(super) checks: Vec<Check>,
-    pub(super) rows: BTreeMap<String, BTreeMap<String, u64>>,
+    pub(super) warnings: Vec<String>,
+    pub(super) rows: Rows,
     pub(super) rehearsal: Option<Rehearsal>,
 }
 
@@ -44,7 +44,8 @@ impl Course {
             version: None,
             clock: RecoveryClock::default(),
             checks: Vec::new(),
-            rows: BTreeMap::new(),
+            warnings: Vec::new(),
+            rows: Rows::new(),
             rehearsal: None,
         }
     }
