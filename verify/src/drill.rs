@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
-use seawall::error::{Error, Result};
+use seawall::error::{Error, Exit, Result};
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
-use seawall::repository::catalogue::{Catalogue, Request};
+use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
@@ -73,14 +73,21 @@ impl Drill<'_> {
         let started = Timestamp::now();
         let system = system_for(self.repository, self.cluster_name, &self.request).await?;
         // Looked at before the clock starts: whether this host can do it at all.
-        let plan = Catalogue::load(&system).await?.plan(&self.request).await?;
+        let catalogue = Catalogue::load(&system).await?;
+        let (plan, request, short) = self.plan(&catalogue).await?;
         let programs = Programs::find(plan.backup.major(), self.cluster.bin_directory.as_deref())?;
         let postgres = programs
             .get("postgres")
             .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
         scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
 
-        let mut course = Course::new(plan, programs, postgres, scratch.path());
+        let mut course = Course::new(plan, request, programs, postgres, scratch.path());
+        course.checks.extend(short);
+        let unreadable = catalogue.unreadable.iter();
+        course.warnings.extend(
+            unreadable
+                .map(|object| format!("{} is there and was not used: {}", object.key, object.why)),
+        );
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();
@@ -94,6 +101,28 @@ impl Drill<'_> {
         Ok(self.conclude(course, started, scratch, broken))
     }
 
+    /// The plan, and what was asked for in it. Where archived WAL breaks off before its end, the
+    /// drill goes as far as it can, and has failed: what would be left, and how long it takes to
+    /// have it back, is what one wants to know then.
+    async fn plan(&self, catalogue: &Catalogue) -> Result<(Plan, Request, Option<Check>)> {
+        let error = match catalogue.plan(&self.request).await {
+            Ok(plan) => return Ok((plan, self.request.clone(), None)),
+            Err(error) => error,
+        };
+        let less = Request {
+            end_at_gap: true,
+            ..self.request.clone()
+        };
+        let all = self.request.target == RecoveryTarget::Latest && !self.request.end_at_gap;
+        if !all || error.exit() != Exit::Unreachable {
+            return Err(error);
+        }
+        match catalogue.plan(&less).await {
+            Ok(plan) => Ok((plan, less, Some(checks::broken_off(&error)))),
+            Err(_) => Err(error),
+        }
+    }
+
     /// From the plan to the last check. What it finds is in the course, also after an error.
     async fn recover(
         &self,
@@ -104,9 +133,13 @@ impl Drill<'_> {
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
         course.clock.start();
-        let restored = restore(system, &self.restore_settings(scratch.path())).await;
+        let restored = restore(
+            system,
+            &self.restore_settings(&course.request, scratch.path()),
+        )
+        .await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
-        let words = self.restore_words(&course.data);
+        let words = self.restore_words(&course.request, &course.data);
         course.evidence.add(words, step, exit);
         let mut restored = restored?;
         // The drill has one of its own, to its end.
@@ -148,11 +181,11 @@ impl Drill<'_> {
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
         drop(client);
-        course.checks.extend([
-            checks::contiguity(&course.plan, &course.replay),
-            checks::end_of_wal(&self.request, &course.plan, &course.replay),
-            checks::clocks(&course.plan, &course.replay, self.failed_at),
-        ]);
+        let (plan, replay) = (&course.plan, &course.replay);
+        let end = checks::end_of_wal(system, &course.request, plan, replay).await;
+        let contiguity = checks::contiguity(plan, replay);
+        let clocks = checks::clocks(plan, replay, self.failed_at);
+        course.checks.extend([end, contiguity, clocks]);
         let began = course.clock.now();
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
@@ -260,10 +293,10 @@ impl Drill<'_> {
         }
     }
 
-    fn restore_settings(&self, scratch: &Path) -> Settings {
+    fn restore_settings(&self, request: &Request, scratch: &Path) -> Settings {
         Settings {
             to: scratch.join("data"),
-            request: self.request.clone(),
+            request: request.clone(),
             action: RecoveryAction::Promote,
             standby: false,
             archive: Archive::Off,
@@ -281,7 +314,7 @@ impl Drill<'_> {
         }
     }
 
-    fn restore_words(&self, data: &Path) -> String {
+    fn restore_words(&self, request: &Request, data: &Path) -> String {
         let mut words = vec![
             "seawall".to_owned(),
             "restore".to_owned(),
@@ -300,22 +333,22 @@ impl Drill<'_> {
             words.push(format!("--{name}"));
             words.extend(value);
         };
-        let (kind, value) = target_words(&self.request.target);
+        let (kind, value) = target_words(&request.target);
         // Without a target PostgreSQL opens by itself, and `restore` takes no action.
-        if self.request.target != RecoveryTarget::Latest {
+        if request.target != RecoveryTarget::Latest {
             option(kind, value);
             option("action", Some("promote".to_owned()));
         }
-        if !self.request.inclusive {
+        if !request.inclusive {
             option("exclusive", None);
         }
-        if let Some(timeline) = self.request.timeline {
+        if let Some(timeline) = request.timeline {
             option("timeline", Some(timeline.to_string()));
         }
-        if let Some(backup) = &self.request.backup {
+        if let Some(backup) = &request.backup {
             option("backup", Some(backup.to_string()));
         }
-        if self.request.end_at_gap {
+        if request.end_at_gap {
             option("end-at-gap", None);
         }
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();

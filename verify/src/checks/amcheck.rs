@@ -12,7 +12,7 @@ use seawall::error::Result;
 
 use super::session::{self, Budget};
 use super::{Check, Examination, Outcome, names};
-use crate::evidence::{round, tail};
+use crate::evidence::{Ran, round, tail};
 use crate::instance::Instance;
 
 const NAME: &str = "pg_amcheck";
@@ -89,7 +89,10 @@ impl Call<'_> {
             "every heap and every btree of every database{}",
             closed(&databases.closed)
         );
-        Ok(Check::of_run(NAME, &ran, &well, started))
+        Ok(match ran.success {
+            true => Check::of_run(NAME, &ran, &well, started),
+            false => Check::failed(NAME, complaint(&ran)).took(started).proving(),
+        })
     }
 
     /// One call for each database, so that it is known what was checked when time is up.
@@ -112,7 +115,7 @@ impl Call<'_> {
                 None => late += sample.len(),
                 Some(ran) if ran.success => checked += sample.len(),
                 Some(ran) => {
-                    let detail = format!("{}\nseed {seed}", tail(&ran.text, 10));
+                    let detail = format!("{}\nseed {seed}", complaint(&ran));
                     return Ok(Check::failed(NAME, detail).took(started).proving());
                 }
             }
@@ -132,11 +135,7 @@ impl Call<'_> {
     }
 
     /// Runs it within the budget; nothing where that ends before. It is killed then.
-    async fn within(
-        &self,
-        arguments: &[&str],
-        budget: &Budget,
-    ) -> Result<Option<crate::evidence::Ran>> {
+    async fn within(&self, arguments: &[&str], budget: &Budget) -> Result<Option<Ran>> {
         let left = budget.left();
         if left.is_zero() {
             return Ok(None);
@@ -155,6 +154,12 @@ impl Call<'_> {
             }
         }
     }
+}
+
+/// What it found; the relation's name and what is wrong with it, which are two lines of its, are
+/// one.
+fn complaint(ran: &Ran) -> String {
+    tail(&ran.text, 10).replace(":\n    ", ": ")
 }
 
 /// The tables of a database as patterns that mean just them, the largest first.
@@ -189,6 +194,20 @@ fn closed(databases: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_line_names_the_relation_and_what_is_wrong() {
+        let text = "btree index \"postgres.public.i\":\n    ERROR:  heap tuple lacks its index tuple\nmore";
+        let ran = Ran {
+            success: false,
+            text: text.to_owned(),
+        };
+        let first = complaint(&ran);
+        assert_eq!(
+            first.lines().next(),
+            Some("btree index \"postgres.public.i\": ERROR:  heap tuple lacks its index tuple")
+        );
+    }
 
     #[test]
     fn a_sample_holds_the_largest_and_as_many_others_and_no_table_twice() {

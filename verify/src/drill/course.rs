@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use seawall::repository::catalogue::Plan;
+use seawall::repository::catalogue::{Plan, Request};
 use seawall_restore::Restored;
 
 use super::recovery_time::RecoveryClock;
@@ -15,6 +15,8 @@ use crate::report::Rehearsal;
 
 pub(super) struct Course {
     pub(super) plan: Plan,
+    /// What the plan is for: less than what was asked for, where archived WAL breaks off.
+    pub(super) request: Request,
     pub(super) programs: Programs,
     pub(super) postgres: PathBuf,
     pub(super) data: PathBuf,
@@ -31,9 +33,16 @@ pub(super) struct Course {
 }
 
 impl Course {
-    pub(super) fn new(plan: Plan, programs: Programs, postgres: PathBuf, scratch: &Path) -> Self {
+    pub(super) fn new(
+        plan: Plan,
+        request: Request,
+        programs: Programs,
+        postgres: PathBuf,
+        scratch: &Path,
+    ) -> Self {
         Self {
             plan,
+            request,
             programs,
             postgres,
             data: scratch.join("data"),
