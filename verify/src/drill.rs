@@ -156,6 +156,8 @@ impl Drill<'_> {
         course.checks.push(verified);
         course.clock.resume();
 
+        // One moment on both clocks: the server's log is read by the second.
+        let began = course.clock.now();
         let step = (Timestamp::now(), Instant::now());
         let instance = course.instance.insert(Instance::start(
             &course.postgres,
@@ -165,7 +167,6 @@ impl Drill<'_> {
             &self.config.drill.settings,
         )?);
         let command = instance.command().to_owned();
-        let began = course.clock.now();
         let opened = replay::wait_until_open(instance, &mut course.replay).await;
         let exit = i32::from(!matches!(opened, Ok(Some(_))));
         course.evidence.add(command, step, exit);
