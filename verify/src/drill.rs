@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
-use seawall::error::{Error, Result};
-use seawall::postgres::SegmentName;
+use seawall::error::{Error, Exit, Result};
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
-use seawall::repository::catalogue::{Catalogue, Request};
+use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::leases::Work;
 use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
-use seawall_restore::{Archive, RestoreCommand, Restored, Settings, restore, system_for};
+use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
 
-use crate::checks::{self, Check, Outcome};
+use crate::checks::{self, Check, Examination, Last};
 use crate::evidence::{quoted, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
@@ -39,8 +38,6 @@ const SPARE_BYTES: u64 = 512 << 20;
 
 /// How much of the server's log a report keeps.
 const LOG_LINES: usize = 50;
-
-const END_OF_WAL: &str = "recovery reached the end of the archived WAL";
 
 /// What is played through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,15 +98,22 @@ impl Drill<'_> {
         let started = Timestamp::now();
         let system = system_for(self.repository, self.cluster_name, &self.request).await?;
         // Looked at before the clock starts: whether this host can do it at all.
-        let plan = Catalogue::load(&system).await?.plan(&self.request).await?;
+        let catalogue = Catalogue::load(&system).await?;
+        let (plan, request, short) = self.plan(&catalogue).await?;
         let programs = Programs::find(plan.backup.major(), self.cluster.bin_directory.as_deref())?;
         let postgres = programs
             .get("postgres")
             .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
         scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
 
-        let mut course = Course::new(started, plan, programs, postgres, scratch.path());
+        let mut course = Course::new(started, plan, request, programs, postgres, scratch.path());
         self.look_at_the_clock(&mut course).await;
+        course.checks.extend(short);
+        let unreadable = catalogue.unreadable.iter();
+        course.warnings.extend(
+            unreadable
+                .map(|object| format!("{} is there and was not used: {}", object.key, object.why)),
+        );
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();
@@ -128,6 +132,28 @@ impl Drill<'_> {
         Ok(self.conclude(course, scratch, broken))
     }
 
+    /// The plan, and what was asked for in it. Where archived WAL breaks off before its end, the
+    /// drill goes as far as it can, and has failed: what would be left, and how long it takes to
+    /// have it back, is what one wants to know then.
+    async fn plan(&self, catalogue: &Catalogue) -> Result<(Plan, Request, Option<Check>)> {
+        let error = match catalogue.plan(&self.request).await {
+            Ok(plan) => return Ok((plan, self.request.clone(), None)),
+            Err(error) => error,
+        };
+        let less = Request {
+            end_at_gap: true,
+            ..self.request.clone()
+        };
+        let all = self.request.target == RecoveryTarget::Latest && !self.request.end_at_gap;
+        if !all || error.exit() != Exit::Unreachable {
+            return Err(error);
+        }
+        match catalogue.plan(&less).await {
+            Ok(plan) => Ok((plan, less, Some(checks::broken_off(&error)))),
+            Err(_) => Err(error),
+        }
+    }
+
     /// From the plan to the last check. What it finds is in the course, also after an error.
     async fn recover(
         &self,
@@ -138,9 +164,13 @@ impl Drill<'_> {
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
         course.clock.start();
-        let restored = restore(system, &self.restore_settings(scratch.path())).await;
+        let restored = restore(
+            system,
+            &self.restore_settings(&course.request, scratch.path()),
+        )
+        .await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
-        let words = self.restore_words(&course.data);
+        let words = self.restore_words(&course.request, &course.data);
         course.evidence.add(words, step, exit);
         let mut restored = restored?;
         // The drill has one of its own, to its end.
@@ -149,7 +179,7 @@ impl Drill<'_> {
         }
         course.plan = restored.plan.clone();
         course.clock.add_restore(&restored.phases);
-        course.checks.push(digests(&restored));
+        course.checks.push(checks::digests(&restored));
         course.restored = Some(restored);
         course.clock.pause();
         let verified =
@@ -157,6 +187,8 @@ impl Drill<'_> {
         course.checks.push(verified);
         course.clock.resume();
 
+        // One moment on both clocks: the server's log is read by the second.
+        let began = course.clock.now();
         let step = (Timestamp::now(), Instant::now());
         let instance = course.instance.insert(Instance::start(
             &course.postgres,
@@ -166,7 +198,6 @@ impl Drill<'_> {
             &self.config.drill.settings,
         )?);
         let command = instance.command().to_owned();
-        let began = course.clock.now();
         let opened = replay::wait_until_open(instance, &mut course.replay).await;
         let exit = i32::from(!matches!(opened, Ok(Some(_))));
         course.evidence.add(command, step, exit);
@@ -175,9 +206,7 @@ impl Drill<'_> {
             .clock
             .add_replay(began, step.0, &course.replay, segment);
         let Some(client) = opened? else {
-            let why = "the server did not open";
-            course.checks.push(Check::not_tested(END_OF_WAL, why));
-            course.checks.push(Check::not_tested("pg_amcheck", why));
+            course.checks.extend(checks::never_open());
             return Ok(());
         };
         let first_query = course.clock.now();
@@ -185,7 +214,11 @@ impl Drill<'_> {
         course.clock.end_recovery("first query", first_query);
         self.look_at_the_end(course, system, &client).await?;
         drop(client);
-        course.checks.push(self.end_of_wal(course));
+        let (plan, replay) = (&course.plan, &course.replay);
+        let end = checks::end_of_wal(system, &course.request, plan, replay).await;
+        let contiguity = checks::contiguity(plan, replay);
+        let clocks = checks::clocks(plan, replay, self.failed_at);
+        course.checks.extend([end, contiguity, clocks]);
         let began = course.clock.now();
         self.rehearse(course).await?;
         let examined = self.examine(course, keep).await;
@@ -236,13 +269,22 @@ impl Drill<'_> {
             return Ok(());
         };
         let (programs, evidence) = (&course.programs, &course.evidence);
-        for check in &self.config.drill.check {
-            let answer = checks::sql(instance, check, self.failed_at).await;
-            course.checks.push(answer);
-        }
-        let jobs = self.config.restore.jobs;
-        let amcheck = checks::amcheck(programs, instance, jobs, evidence).await?;
-        course.checks.push(amcheck);
+        let last = match self.request.target {
+            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
+            _ => Last::none("a target was chosen, which may lie before the last drill's"),
+        };
+        let about = Examination {
+            config: &self.config.drill,
+            failed_at: self.failed_at,
+            last: &last,
+            jobs: self.config.restore.jobs,
+            programs,
+            evidence,
+        };
+        let findings = checks::examine(&about, instance).await;
+        course.checks.extend(findings.checks);
+        course.warnings.extend(findings.warnings);
+        course.rows = findings.rows;
         if keep {
             course.checks.push(Check::not_tested(
                 "page checksums",
@@ -261,7 +303,7 @@ impl Drill<'_> {
     fn conclude(&self, mut course: Course, scratch: &Scratch, broken: Option<String>) -> Done {
         let open = course.replay.ready.is_some();
         let rpo = self.rpo(&course);
-        course.checks.push(self.clocks(&course));
+        course.checks.push(self.clock_skew(&course));
         let failure = course.replay.failure.as_ref();
         let failure = failure.map(|failure| format!("recovery failed: {failure}"));
         let rto = course
@@ -308,7 +350,10 @@ impl Drill<'_> {
             warnings: match course.restored {
                 Some(restored) => restored.warnings,
                 None => course.plan.warnings,
-            },
+            }
+            .into_iter()
+            .chain(course.warnings)
+            .collect(),
             evidence: course.evidence.steps(),
             server_log: server_log.lines().map(str::to_owned).collect(),
             teardown: String::new(),
@@ -319,31 +364,10 @@ impl Drill<'_> {
         }
     }
 
-    /// Whether recovery took the last segment that is archived, where it was to take all.
-    fn end_of_wal(&self, course: &Course) -> Check {
-        if self.request.target != RecoveryTarget::Latest {
-            return Check::not_tested(END_OF_WAL, "a target was chosen");
-        }
-        if self.request.end_at_gap {
-            return Check::not_tested(END_OF_WAL, "recovery was to end at a gap");
-        }
-        let size = course.plan.backup.segment_size;
-        let Some((timeline, _, last)) = course.plan.segments.last() else {
-            return Check::not_tested(END_OF_WAL, "the plan names no segment");
-        };
-        let last = SegmentName::new(*timeline, *last, size).to_string();
-        if course.replay.restored.contains(&last) {
-            Check::new(END_OF_WAL, Outcome::Passed, format!("{last} was replayed"))
-        } else {
-            let detail = format!("{last} is archived, and recovery ended without asking for it");
-            Check::new(END_OF_WAL, Outcome::Failed, detail)
-        }
-    }
-
-    fn restore_settings(&self, scratch: &Path) -> Settings {
+    fn restore_settings(&self, request: &Request, scratch: &Path) -> Settings {
         Settings {
             to: scratch.join("data"),
-            request: self.request.clone(),
+            request: request.clone(),
             action: RecoveryAction::Promote,
             standby: false,
             archive: Archive::Off,
@@ -361,7 +385,7 @@ impl Drill<'_> {
         }
     }
 
-    fn restore_words(&self, data: &Path) -> String {
+    fn restore_words(&self, request: &Request, data: &Path) -> String {
         let mut words = vec![
             "seawall".to_owned(),
             "restore".to_owned(),
@@ -380,38 +404,25 @@ impl Drill<'_> {
             words.push(format!("--{name}"));
             words.extend(value);
         };
-        let (kind, value) = target_words(&self.request.target);
+        let (kind, value) = target_words(&request.target);
         // Without a target PostgreSQL opens by itself, and `restore` takes no action.
-        if self.request.target != RecoveryTarget::Latest {
+        if request.target != RecoveryTarget::Latest {
             option(kind, value);
             option("action", Some("promote".to_owned()));
         }
-        if !self.request.inclusive {
+        if !request.inclusive {
             option("exclusive", None);
         }
-        if let Some(timeline) = self.request.timeline {
+        if let Some(timeline) = request.timeline {
             option("timeline", Some(timeline.to_string()));
         }
-        if let Some(backup) = &self.request.backup {
+        if let Some(backup) = &request.backup {
             option("backup", Some(backup.to_string()));
         }
-        if self.request.end_at_gap {
+        if request.end_at_gap {
             option("end-at-gap", None);
         }
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         words.join(" ")
     }
-}
-
-/// The restore itself verified every byte; without that it would not have come this far.
-fn digests(restored: &Restored) -> Check {
-    let detail = format!(
-        "BLAKE3 of {} files, {} bytes; SHA-256 of every index; BLAKE3 of every WAL segment that recovery took",
-        restored.files, restored.plain_bytes
-    );
-    Check::new(
-        "digests of everything that was used",
-        Outcome::Passed,
-        detail,
-    )
 }
