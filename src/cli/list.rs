@@ -121,8 +121,12 @@ struct ListedBackup {
     /// The same in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     window: Option<Window>,
+    /// The newest drill of it, whatever came of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_drill: Option<LastDrill>,
+    /// The newest one that passed: until then it is proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_passed_drill: Option<LastDrill>,
     /// Why it stays whatever the rules of retention say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pins: Vec<ListedPin>,
@@ -136,11 +140,19 @@ struct ListedPin {
     until: Option<Timestamp>,
 }
 
-/// When a backup was last proven.
+/// A drill of a backup.
 #[derive(Debug, Clone, Serialize)]
 struct LastDrill {
+    id: String,
     time: Timestamp,
     passed: bool,
+}
+
+/// The newest drills of a backup: one that failed does not hide that one passed before.
+#[derive(Debug, Clone, Default)]
+struct LastDrills {
+    any: Option<LastDrill>,
+    passed: Option<LastDrill>,
 }
 
 /// Lists what the repositories hold: exit code 1 if one of them could not be listed.
@@ -215,7 +227,7 @@ async fn list_repository(
 
 async fn list_system(
     system: &System,
-    drills: &BTreeMap<BackupId, LastDrill>,
+    drills: &BTreeMap<BackupId, LastDrills>,
     scan: bool,
 ) -> Result<ListedSystem> {
     let catalogue = Catalogue::load(system).await?;
@@ -239,7 +251,8 @@ async fn list_system(
             damaged_pages: backup.damaged_page_count,
             reach: catalogue.reach(backup, &archived),
             window,
-            last_drill: drills.get(&backup.id).cloned(),
+            last_drill: drills.get(&backup.id).and_then(|last| last.any.clone()),
+            last_passed_drill: drills.get(&backup.id).and_then(|last| last.passed.clone()),
             pins: list_pins(&backup.id, &pins),
         })
         .collect();
@@ -321,20 +334,24 @@ fn list_timelines(catalogue: &Catalogue, archived: &Archived) -> Vec<ListedTimel
     timelines.collect()
 }
 
-/// The newest drill of each backup.
+/// The newest drills of each backup.
 async fn last_drills(
     repository: &Repository,
     cluster: &str,
-) -> Result<BTreeMap<BackupId, LastDrill>> {
-    let mut last = BTreeMap::new();
+) -> Result<BTreeMap<BackupId, LastDrills>> {
+    let mut last = BTreeMap::<_, LastDrills>::new();
+    // Oldest first.
     for drill in repository.drills(cluster).await? {
-        last.insert(
-            drill.backup,
-            LastDrill {
-                time: drill.started,
-                passed: drill.passed,
-            },
-        );
+        let of_backup = last.entry(drill.backup).or_default();
+        let drill = LastDrill {
+            id: drill.id,
+            time: drill.started,
+            passed: drill.passed,
+        };
+        if drill.passed {
+            of_backup.passed = Some(drill.clone());
+        }
+        of_backup.any = Some(drill);
     }
     Ok(last)
 }

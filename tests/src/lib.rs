@@ -19,10 +19,12 @@
 
 pub mod archiver;
 pub mod azurite;
+pub mod browser;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod drilled;
 pub mod faulty;
 pub mod fetching;
 pub mod garage;
@@ -50,10 +52,12 @@ pub mod tmpfs;
 pub mod version;
 
 pub use archiver::Archiver;
+pub use browser::Browser;
 pub use cli::{archive, drill, fetch, restore, seawall};
 pub use clock::Clock;
 pub use config::{Config, ConfigFile, Repository};
 pub use daemon::Daemon;
+pub use drilled::DrillSite;
 pub use garage::Garage;
 pub use guest::Guest;
 pub use job::Job;

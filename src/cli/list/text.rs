@@ -40,12 +40,13 @@ fn print_backups(backups: &[ListedBackup]) {
             Some(window) => window.to.map_or("unknown".to_owned(), moment),
             None => "-".to_owned(),
         };
-        let proven = match &backup.last_drill {
-            Some(LastDrill { time, passed: true }) => moment(*time),
-            Some(LastDrill {
-                time,
-                passed: false,
-            }) => format!("FAILED {}", moment(*time)),
+        let drilled = match &backup.last_drill {
+            Some(LastDrill { passed: true, .. }) => "passed".to_owned(),
+            Some(LastDrill { time, .. }) => format!("FAILED {}", moment(*time)),
+            None => "-".to_owned(),
+        };
+        let proven = match &backup.last_passed_drill {
+            Some(LastDrill { time, .. }) => moment(*time),
             None => "never".to_owned(),
         };
         vec![
@@ -58,6 +59,7 @@ fn print_backups(backups: &[ListedBackup]) {
             backup.stop_lsn.to_string(),
             to_lsn,
             proven,
+            drilled,
         ]
     });
     let header = [
@@ -69,6 +71,7 @@ fn print_backups(backups: &[ListedBackup]) {
         "to",
         "from LSN",
         "to LSN",
+        "last proven",
         "last drill",
     ];
     if backups.is_empty() {

@@ -2,6 +2,8 @@
 //! was not tested is said, with the reason: a silent gap is worse than a failure.
 
 mod copies;
+#[cfg(test)]
+mod document;
 mod environment;
 mod gaps;
 mod loss;

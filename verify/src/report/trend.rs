@@ -2,11 +2,13 @@
 
 use jiff::Timestamp;
 use seawall::repository::keys::BackupId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-/// A drill that is over. Read from reports in the repository: fields that an older one lacks
-/// are absent.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+use super::Report;
+
+/// A drill that is over. Read from reports in the repository: what an older one lacks is
+/// absent.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Past {
     /// The drill's name.
     pub id: String,
@@ -26,4 +28,21 @@ pub struct Past {
     pub rto_seconds: Option<f64>,
     /// Bytes that were restored, WAL not included.
     pub bytes: Option<u64>,
+}
+
+impl Report {
+    /// What later drills will know of this one.
+    pub fn past(&self) -> Past {
+        Past {
+            id: self.id.clone(),
+            started: self.started,
+            passed: self.passed,
+            backup: self.backup.clone(),
+            scenario: Some(self.scope.scenario.to_owned()),
+            repository: Some(self.source.repository.clone()),
+            rpo_seconds: self.rpo.measured_seconds,
+            rto_seconds: self.rto.measured_seconds,
+            bytes: Some(self.source.bytes),
+        }
+    }
 }
