@@ -131,12 +131,13 @@ impl Drill<'_> {
             done = self.recover(&mut course, &system, scratch, keep) => done,
             why = exceeded => Err(Error::failed(why)),
         };
-        if let (Err(_), Some(instance)) = (&broken, &mut course.instance)
-            && course.guest.watch.is_exceeded()
-        {
+        // Told at the very end, it counts as well.
+        let why = course.guest.watch.why();
+        let broken = broken.and(why.clone().map_or(Ok(()), |why| Err(Error::failed(why))));
+        if why.is_some() {
             // Also with --keep: it must not go on growing where nobody watches.
             course.guest.exceeded = true;
-            instance.end();
+            course.instance.iter_mut().for_each(Instance::end);
         }
         lease.release().await;
         let broken = broken.err().map(|error| error.one_line());

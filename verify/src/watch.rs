@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use crate::limits::Limits;
 use crate::{host, processes};
 
-/// How often it looks, unless looking takes long: then a twentieth of the time goes into it.
+/// How often it looks, unless looking takes long: then a twentieth of the time goes into it, and
+/// a fifth where there is a limit.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// How often it looks at memory that has no limit: only the report asks.
@@ -50,7 +51,6 @@ impl Watch {
             scratch: scratch.to_owned(),
             limits,
             peaks: Arc::clone(&peaks),
-            above: 0,
             memory_looked: None,
         };
         let thread = std::thread::spawn(move || look.until(&stopped, &tell));
@@ -74,9 +74,9 @@ impl Watch {
         }
     }
 
-    /// Whether one is exceeded.
-    pub fn is_exceeded(&self) -> bool {
-        self.exceeded.borrow().is_some()
+    /// Which limit was exceeded so far, if one was.
+    pub fn why(&self) -> Option<String> {
+        self.exceeded.borrow().clone()
     }
 
     /// The most that the scratch directory held, in bytes of the disk.
@@ -103,8 +103,6 @@ struct Look {
     scratch: PathBuf,
     limits: Limits,
     peaks: Arc<Peaks>,
-    /// How often in a row memory was above its limit.
-    above: u32,
     memory_looked: Option<Instant>,
 }
 
@@ -115,7 +113,9 @@ impl Look {
             if let Some(why) = self.once() {
                 tell.send_replace(Some(why));
             }
-            let pause = EVERY.max(began.elapsed() * 19);
+            let limited = self.limits.memory.is_some() || self.limits.disk.is_some();
+            let share = if limited { 4 } else { 19 };
+            let pause = EVERY.max(began.elapsed() * share);
             let deadline = Instant::now() + pause;
             // What takes long to count can be full before it is counted again.
             loop {
@@ -147,17 +147,12 @@ impl Look {
                 limit >> 20
             ));
         }
-        match self.limits.memory.filter(|limit| memory > *limit) {
-            None => self.above = 0,
-            // Processes that are just starting are counted twice for a moment.
-            Some(_) if self.above < 2 => self.above += 1,
-            Some(limit) => {
-                return Some(format!(
-                    "the drill's processes took {} MiB of memory, and {} MiB are allowed (--memory, drill.memory)",
-                    memory >> 20,
-                    limit >> 20
-                ));
-            }
+        if let Some(limit) = self.limits.memory.filter(|limit| memory > *limit) {
+            return Some(format!(
+                "the drill's processes took {} MiB of memory, and {} MiB are allowed (--memory, drill.memory)",
+                memory >> 20,
+                limit >> 20
+            ));
         }
         self.nearly_full()
     }
