@@ -14,7 +14,7 @@ use serde_json::Value;
 fn a_drill_that_is_killed_at_any_moment_is_cleaned_up_by_the_next(version: u32) {
     let mut seed = Seed::new();
     let site = Guest::new(version, "");
-    let deep = site.scratch.directory(&"deep".repeat(40));
+    let deep = site.scratch.directory("deep".repeat(40));
     let place = deep.display().to_string();
     let started = Instant::now();
     site.drill(&["--scratch", &place]).success();
@@ -155,7 +155,7 @@ fn a_kept_instance_outlives_later_drills_wherever_its_socket_lies() {
     let checked =
         "[[drill.check]]\nname = 'rows'\nsql = 'SELECT count(*) FROM t'\nequals = '6000'\n";
     let site = Guest::new(15, checked);
-    let deep = site.scratch.directory(&"deep".repeat(40));
+    let deep = site.scratch.directory("deep".repeat(40));
     let place = deep.display().to_string();
     let report = site
         .drill(&["--scratch", &place, "--keep"])

@@ -1,9 +1,12 @@
 //! A drill keeps to its limits, and stays apart from production.
 
+use std::time::Duration;
+
 use seawall_tests::cli::seawall;
-use seawall_tests::guest::{SLOW, check, server_in, texts};
-use seawall_tests::process::process_tree;
-use seawall_tests::{Guest, Tmpfs};
+use seawall_tests::guest::{LIMIT, SLOW, check, server_in, texts};
+use seawall_tests::process::{process_tree, wait_until};
+use seawall_tests::scratch::set_mode;
+use seawall_tests::{Guest, Seed, Tmpfs};
 
 fn status_of(pid: i32, field: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -28,6 +31,8 @@ fn a_drill_keeps_to_its_processors_and_shares_out_its_memory(version: u32) {
     for process in process_tree(server as u32) {
         assert_eq!(status_of(process as i32, "Cpus_allowed_list:"), allowed);
     }
+    let first = std::fs::read_to_string(format!("/proc/{server}/oom_score_adj")).unwrap();
+    assert_eq!(first.trim(), "800");
     let own = niceness("self");
     assert_eq!(niceness(&server.to_string()), (own + 3).min(19));
     let output = running.wait();
@@ -44,7 +49,7 @@ fn a_drill_keeps_to_its_processors_and_shares_out_its_memory(version: u32) {
     let adapted = texts(&environment["adapted"]);
     // (300 - 64 - 48) / 4 MiB.
     assert!(
-        adapted.contains("shared_buffers is 48128kB; the source's is 32MB"),
+        adapted.contains("shared_buffers is 47MB; the source's is 32MB"),
         "{adapted}"
     );
     site.must_be_clean();
@@ -127,6 +132,7 @@ fn a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report_on_1
     a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report(18);
 }
 
+/// The drill's own appetite, or somebody else's.
 #[test]
 fn a_disk_that_fills_up_ends_the_drill_with_a_report_before_it_is_full() {
     let site = Guest::new(15, GREEDY);
@@ -141,6 +147,21 @@ fn a_disk_that_fills_up_ends_the_drill_with_a_report_before_it_is_full() {
         "{reasons}"
     );
     site.must_be_clean_in(small.path());
+
+    let mut seed = Seed::new();
+    for _ in 0..3 {
+        let running = site.start(&["--scratch", &place]);
+        wait_until("the drill is under way", LIMIT, || {
+            let mut drills = std::fs::read_dir(&place).unwrap().flatten();
+            drills.any(|drill| drill.path().join("data/base").exists())
+        });
+        std::thread::sleep(seed.part_of(Duration::from_millis(500)));
+        let ballast = small.fill(8 << 20);
+        let report = running.wait().exits_with(3).json();
+        assert_ne!(texts(&report["reasons"]), "");
+        std::fs::remove_file(ballast).unwrap();
+        site.must_be_clean_in(small.path());
+    }
 }
 
 #[test]
@@ -230,4 +251,45 @@ fn the_walls_are_looked_at_and_nobody_can_take_them_down_on_15() {
 #[test]
 fn the_walls_are_looked_at_and_nobody_can_take_them_down_on_18() {
     the_walls_are_looked_at_and_nobody_can_take_them_down(18);
+}
+
+fn a_wall_that_does_not_hold_fails_the_drill(version: u32) {
+    let site = Guest::new(version, "");
+    site.drill(&[]).success();
+    // A server that does otherwise than its settings say: what the command line says wins.
+    let server = site.cluster.version().bin.join("postgres");
+    let program = site.scratch.join("programs/postgres");
+    std::fs::remove_file(&program).unwrap();
+    let text = format!(
+        "#!/bin/sh\nexec '{}' \"$@\" -c listen_addresses=127.7.7.7 -c archive_mode=on -c archive_command=false -c session_preload_libraries=plpgsql -c max_logical_replication_workers=4\n",
+        server.display()
+    );
+    std::fs::write(&program, text).unwrap();
+    set_mode(&program, 0o755);
+    let report = site.drill(&[]).exits_with(3).json();
+    let reasons = texts(&report["reasons"]);
+    for words in [
+        "no TCP port: listen_addresses is '127.7.7.7'; it listens on tcp 0707077F:1538",
+        "nothing is archived: archive_mode is on",
+        "postgres: archiver",
+        "no replication from anywhere: max_logical_replication_workers is 4",
+        "postgres: logical replication launcher",
+    ] {
+        assert!(reasons.contains(words), "{words}: {reasons}");
+    }
+    let walls = report["environment"]["isolation"].as_array().unwrap();
+    let fallen = walls.iter().filter(|wall| wall["held"] == false).count();
+    // Sessions of the drill load nothing whatever the server's settings say.
+    assert_eq!(fallen, 3, "{walls:#?}");
+    site.must_be_clean();
+}
+
+#[test]
+fn a_wall_that_does_not_hold_fails_the_drill_on_15() {
+    a_wall_that_does_not_hold_fails_the_drill(15);
+}
+
+#[test]
+fn a_wall_that_does_not_hold_fails_the_drill_on_18() {
+    a_wall_that_does_not_hold_fails_the_drill(18);
 }

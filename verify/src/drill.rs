@@ -236,13 +236,13 @@ impl Drill<'_> {
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
         self.look_at_the_end(course, system, &client).await?;
+        self.look_around(course, scratch, &client).await?;
+        drop(client);
         let (plan, replay) = (&course.plan, &course.replay);
         let end = checks::end_of_wal(system, &course.request, plan, replay).await;
         let contiguity = checks::contiguity(plan, replay);
         let clocks = checks::clocks(plan, replay, self.failed_at);
         course.checks.extend([end, contiguity, clocks]);
-        self.look_around(course, scratch, &client).await?;
-        drop(client);
         let began = course.clock.now();
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
@@ -263,9 +263,8 @@ impl Drill<'_> {
         let mut environment = self.environment(&course, scratch);
         let walls = std::mem::take(&mut course.walls);
         environment.isolation.extend(walls);
-        let mut warnings = course.guest.warnings();
+        let mut warnings = std::mem::take(&mut course.warnings);
         warnings.extend(course.instance.iter().flat_map(|i| i.warnings().to_vec()));
-        warnings.append(&mut course.warnings);
         let mut reasons = judge::reasons(
             broken.as_deref().or(failure.as_deref()),
             &rpo,

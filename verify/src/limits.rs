@@ -5,6 +5,8 @@
 //! beforehand; [`crate::watch`] looks at both while the drill runs. There is no control group:
 //! making one takes rights that a drill does not have.
 
+use std::io::Write;
+
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rand::seq::SliceRandom;
@@ -12,6 +14,9 @@ use seawall::error::{Error, Result};
 use seawall::postgres::SegmentSize;
 
 const MIB: u64 = 1 << 20;
+
+/// How gladly the kernel may end a drill where memory runs out, of 1000.
+const OUT_OF_MEMORY: &str = "800";
 
 /// This program, whatever it does. Measured: see `memory_used_bytes` of the report.
 const PROGRAM: u64 = 64 * MIB;
@@ -89,9 +94,14 @@ impl Limits {
     /// Which processors is drawn: of two drills with one processor each, both would otherwise
     /// take the first.
     ///
+    /// Where the host runs out of memory, the kernel is to end the drill before anything else.
+    ///
     /// # Errors
     /// The kernel refuses, as in a container whose processors change at that moment.
     pub fn take_hold(&self) -> Result<()> {
+        if let Err(error) = be_the_first_to_go() {
+            tracing::debug!("the kernel does not know that a drill may go first: {error}");
+        }
         if self.nice > 0 {
             rustix::process::nice(self.nice)
                 .map_err(|error| Error::failed("cannot become less urgent").because(error))?;
@@ -180,6 +190,14 @@ impl Limits {
         let wal = need.wal.min(share.max_wal_size) + need.spool.min(need.wal);
         need.backup + wal + 2 * need.segment.bytes() + SPARE
     }
+}
+
+/// A process may always raise its own, and what it starts inherits it.
+fn be_the_first_to_go() -> std::io::Result<()> {
+    let mut file = std::fs::File::options()
+        .write(true)
+        .open("/proc/self/oom_score_adj")?;
+    file.write_all(OUT_OF_MEMORY.as_bytes())
 }
 
 #[cfg(test)]

@@ -93,3 +93,29 @@ fn major_in(directory: &Path) -> Option<u32> {
         .parse()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let error = Programs::find(99, None).unwrap_err().to_string();
+        assert!(
+            error.contains("install the package postgresql-99 (RPM: postgresql99-server)"),
+            "{error}"
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let error = Programs::find(15, Some(empty.path())).unwrap_err();
+        assert!(error.to_string().contains("bin_directory"), "{error}");
+        let programs = Programs {
+            directory: empty.path().to_owned(),
+            major: 16,
+        };
+        assert_eq!(programs.get("pg_amcheck"), None);
+        assert_eq!(
+            programs.missing("pg_amcheck"),
+            "pg_amcheck is not installed: install the package postgresql-client-16 (RPM: postgresql16-contrib)"
+        );
+    }
+}

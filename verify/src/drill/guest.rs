@@ -24,7 +24,6 @@ pub(super) struct Guest {
     pub(super) exceeded: bool,
     free_before: u64,
     isolation: Vec<Isolation>,
-    warnings: Vec<String>,
 }
 
 impl Guest {
@@ -55,13 +54,7 @@ impl Guest {
             exceeded: false,
             free_before,
             isolation: isolation::not_looked_at(),
-            warnings: Vec::new(),
         })
-    }
-
-    /// What a person should know besides what the restore says.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
     }
 }
 
@@ -81,7 +74,7 @@ impl Drill<'_> {
         course.guest.isolation = isolation::look(instance, client, scratch, owner).await?;
         let (opened, warnings) = locales::every_database_opens(instance, client).await?;
         course.checks.push(opened);
-        course.guest.warnings.extend(warnings);
+        course.warnings.extend(warnings);
         Ok(())
     }
 

@@ -132,7 +132,10 @@ fn floor(control: &ControlFile) -> (BTreeMap<&'static str, String>, Vec<String>)
 /// What the instance takes of this host. The owner's settings come before these.
 fn share(basis: &Basis) -> BTreeMap<String, String> {
     let share = basis.share;
-    let memory = |bytes: u64| format!("{}kB", bytes >> 10);
+    let memory = |bytes: u64| match bytes % (1 << 20) {
+        0 => format!("{}MB", bytes >> 20),
+        _ => format!("{}kB", bytes >> 10),
+    };
     let workers = |most: usize| share.parallel_workers.min(most).to_string();
     let mut settings = vec![
         ("shared_buffers", memory(share.shared_buffers)),
