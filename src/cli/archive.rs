@@ -126,7 +126,7 @@ impl Call<'_> {
         }
         let engine = Arc::new(self.engine()?);
         let within = asked.filter(|_| self.data.adopts_orphans());
-        let pushed = super::run_to_end(async {
+        let pushed = super::run_on_one_thread(async {
             let (enough, told) = watch::channel(false);
             let push = async {
                 let pushed = engine.push(file).await;
@@ -223,7 +223,7 @@ impl Call<'_> {
             return Ok(Exit::Done);
         };
         let engine = Arc::new(self.engine()?);
-        super::run_to_end(async {
+        super::run_on_one_thread(async {
             let (_never, told) = watch::channel(false);
             self.ahead(&engine).work(asked, told).await;
             Ok(Exit::Done)

@@ -90,7 +90,7 @@ pub fn run(args: &CopyArgs) -> Result<Exit> {
     settings.interval = args.interval.0;
     settings.jobs = args.jobs.map_or(settings.jobs, usize::from);
     // Each copy sees to signals itself: it has leases to end.
-    Ok(super::run_to_its_end(work(
+    Ok(super::run_on_all_processors(work(
         args, &config, &targets, &settings,
     )))
 }

@@ -46,10 +46,7 @@ pub fn run(args: &DaemonArgs) -> Result<Exit> {
         program: daemon::child::own_program()
             .map_err(|error| Error::failed("cannot find where this program lies").because(error))?,
         log_level: args.log_level.to_string().to_lowercase(),
-        host: nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_default(),
+        host: crate::host::name(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -131,7 +131,7 @@ fn fetch(args: &FetchArgs, destination: &Path, data_directory: &Path) -> Result<
     if let Err(error) = Spool::discard_orphaned(destination) {
         tracing::warn!("{}", error.one_line());
     }
-    let fetched = super::run_to_end(call.ask(&turn));
+    let fetched = super::run_on_one_thread(call.ask(&turn));
     if let (Ok(Fetched::Delivered), Some((spool, ahead))) = (&fetched, &spool)
         && let Err(error) = go_ahead(
             spool,
@@ -279,7 +279,7 @@ fn work_ahead(args: &FetchArgs, destination: &Path, data_directory: &Path) -> u8
             return Ok(());
         };
         let (systems, _) = call.systems()?;
-        let done = super::run_to_end(async {
+        let done = super::run_on_one_thread(async {
             tokio::select! {
                 done = fetch::prefetch(systems, &spool, &lock, &call.request, ahead) => done,
                 () = super::interrupted() => Ok(()),

@@ -170,7 +170,7 @@ fn detach() {
 
 /// Runs a verb to its end on a runtime of its own; Ctrl-C, SIGTERM and SIGHUP give it up.
 pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
-    run_to_its_end(async {
+    run_on_all_processors(async {
         tokio::select! {
             done = work => done,
             () = interrupted() => {
@@ -182,7 +182,7 @@ pub fn run<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
 }
 
 /// The same for a verb that sees to signals itself.
-fn run_to_its_end<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
+fn run_on_all_processors<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -201,7 +201,7 @@ fn run_to_its_end<F: Future<Output = Result<Exit>>>(work: F) -> Exit {
 
 /// Runs what PostgreSQL waits for: on one thread for the stores, and tokio's blocking threads for
 /// compression and files. A start costs less than with a pool.
-fn run_to_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+fn run_on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

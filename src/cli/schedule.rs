@@ -80,9 +80,7 @@ pub fn run(args: &ScheduleArgs) -> Result<Exit> {
         config.cluster(Some(name))?;
     }
     let wanted = |cluster: &str| args.cluster.as_deref().is_none_or(|name| name == cluster);
-    let host = nix::unistd::gethostname().ok();
-    let host = host.and_then(|name| name.into_string().ok());
-    let tasks = operation::tasks(&config, &host.unwrap_or_default())?;
+    let tasks = operation::tasks(&config, &crate::host::name())?;
     let (state, state_unknown) = match State::read(&config.daemon.state_directory) {
         Ok(Ok(state)) => (state, None),
         Ok(Err(why)) => (

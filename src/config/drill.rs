@@ -24,6 +24,9 @@ pub struct DrillConfig {
     /// A table may have lost so many per cent of its rows since the last drill. Default: rows
     /// are counted and reported, and no loss fails a drill.
     pub rows_may_shrink: Option<f64>,
+    /// How long each check that looks at many tables may take: rows, foreign keys, sequences, the
+    /// sample of pg_amcheck. What is left over then was not tested. Default: 5 minutes.
+    pub check_budget: Option<HumanDuration>,
     /// So many processors are used, by the restore, the server and the checks together.
     /// Default: all.
     pub processors: Option<usize>,
@@ -94,6 +97,16 @@ impl DrillConfig {
                     "the drill check {:?} needs exactly one of equals, at_least, at_most, within_percent_of_last, not_older_than",
                     check.sql
                 ));
+            }
+        }
+        for (name, percent) in self
+            .check
+            .iter()
+            .map(|check| ("within_percent_of_last", check.within_percent_of_last))
+            .chain([("drill.rows_may_shrink", self.rows_may_shrink)])
+        {
+            if percent.is_some_and(|percent| !(percent >= 0.0 && percent.is_finite())) {
+                return Err(format!("{name} must be a number of per cent from 0 on"));
             }
         }
         if self.processors == Some(0) {

@@ -219,13 +219,19 @@ impl Config {
 
     /// Reads the configuration from [where it lies](Self::locate).
     pub fn load(explicit: Option<&Path>) -> Result<Self> {
+        let (config, _) = Self::load_with_text(explicit)?;
+        Ok(config)
+    }
+
+    /// The same, and the text that was read.
+    pub fn load_with_text(explicit: Option<&Path>) -> Result<(Self, String)> {
         let path = Self::locate(explicit)?;
         let text = std::fs::read_to_string(&path).map_err(|error| {
             unusable(&path)
                 .because(error)
                 .hint("name it with --config FILE or in $SEAWALL_CONFIG; the README shows one")
         })?;
-        Self::parse(&text, path)
+        Ok((Self::parse(&text, path)?, text))
     }
 
     /// Reads the configuration from `text`; `path` is for messages and for the commands that

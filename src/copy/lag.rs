@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::difference::{lacked_in_log, logs_from};
 use super::shape::{left_at, shape};
-use super::wanted::{Finished, unwanted};
+use super::wanted::{Finished, judge};
 use crate::config::{Config, RepositoryConfig, RetentionConfig};
 use crate::error::{Error, Result};
 use crate::postgres::{SystemId, TimelineId, WalFileName};
@@ -71,10 +71,11 @@ pub async fn lag_of(
 
 /// How far `aim` is behind `source`, the same system in two repositories. Segments that the
 /// source holds behind one that is still on its way there are not counted, since they are of no
-/// use without it, and neither is what retention removed from the copy, nor a backup that the
-/// copy's own `rules` would not keep.
+/// use without it, and neither is what the copy's own `rules` would not keep: a backup, or WAL
+/// that retention removed there.
 ///
-/// Two listings for each 4 GiB of WAL; memory is that of one of them.
+/// Two listings for each 4 GiB of WAL; memory is that of one of them. Where the copy has rules,
+/// both are listed once more for these, and their markers read.
 ///
 /// # Errors
 /// One of the two cannot be listed, or the source does not know the system.
@@ -83,14 +84,13 @@ pub async fn lag(source: &System, aim: &System, rules: &RetentionConfig) -> Resu
     let (mut here, mut there) = (Finished::default(), Finished::default());
     here.refresh(source, |_, _| {}).await?;
     there.refresh(aim, |_, _| {}).await?;
-    let wanted = here.wanted_by(aim, size).await?;
-    let missing = wanted.backups.iter().map(|backup| backup.id.clone());
-    let missing: Vec<_> = missing.filter(|id| !there.has(id)).collect();
-    let wanted = wanted.without(&unwanted(source, aim, rules, missing).await?);
+    let (lacking, removed) = (here.lacking_in(&there), here.removed_at(aim, size).await?);
+    let judged = judge(source, aim, rules, lacking, removed).await?;
+    let wanted = judged.wanted(here.backups().cloned(), size);
     let from = wanted.wal_from.segment(size);
-    let missing = wanted.backups.into_iter().map(|backup| backup.id);
+    let backups = wanted.backups.iter().map(|backup| backup.id.clone());
     let mut lag = Lag {
-        backups: missing.filter(|id| !there.has(id)).collect(),
+        backups: backups.filter(|id| !there.has(id)).collect(),
         ..Lag::default()
     };
     let mut oldest: Option<Timestamp> = None;
@@ -121,7 +121,9 @@ pub async fn lag(source: &System, aim: &System, rules: &RetentionConfig) -> Resu
         let expired = aim.expired(timeline, size).await?;
         for first in logs_from(source, timeline, from, size).await? {
             for one in lacked_in_log(source, aim, first, size).await? {
-                if !shape.takes(one.object.name, one.number) || expired.contains(one.number) {
+                if !shape.takes(one.object.name, one.number)
+                    || wanted.withheld.has(timeline, one.number, &expired)
+                {
                     continue;
                 }
                 lag.segments += u64::from(matches!(one.object.name, WalFileName::Segment(_)));

@@ -30,7 +30,7 @@ pub use lag::{Lag, lag, lag_of};
 pub use report::Copied;
 
 use wal::{Done, WalCopy};
-use wanted::{Finished, unwanted};
+use wanted::{Finished, Judged, judge};
 
 /// What is listed anew from the beginning, though it was whole before: files that came late,
 /// conflicts, what somebody deleted.
@@ -81,10 +81,6 @@ pub struct Copier {
     not_server_side: Mutex<Vec<String>>,
     /// Backups that cannot be copied; they are tried again when everything is listed again.
     refused: Mutex<BTreeSet<BackupId>>,
-    /// Backups that the destination lacks and would not keep, and those that it would: judged
-    /// when they are new, and anew when everything is listed again.
-    unwanted: Mutex<BTreeSet<BackupId>>,
-    judged: Mutex<BTreeSet<BackupId>>,
     /// Objects of the backup under way that were verified: a store that fails in the middle
     /// must not make all of them be read again.
     verified: Mutex<BTreeSet<String>>,
@@ -103,6 +99,9 @@ struct SystemCopy {
     size: SegmentSize,
     wal: tokio::sync::Mutex<WalCopy>,
     finished: tokio::sync::Mutex<(Finished, Finished)>,
+    /// What the destination would keep: judged anew when there is more to judge, and when
+    /// everything is listed again.
+    judged: Option<Judged>,
     listed: Option<Instant>,
 }
 
@@ -140,13 +139,16 @@ impl Copier {
             .iter()
             .filter(|other| other.name != aim.name && other.name != source.name)
             .filter_map(|other| Repository::open(other).ok());
-        let rules = aim.retention.clone();
         let (source, others) = (Repository::open(source)?, others.collect());
+        let rules = aim.retention.clone();
         let aim = Repository::open(aim)?;
-        Ok(Self {
-            rules,
-            ..Self::over(source, others, aim, settings)
-        })
+        Ok(Self::over(source, others, aim, settings).with_rules(rules))
+    }
+
+    /// With rules of the destination: what they would not keep is not copied.
+    #[must_use]
+    pub fn with_rules(self, rules: RetentionConfig) -> Self {
+        Self { rules, ..self }
     }
 
     /// Over repositories that are open.
@@ -165,8 +167,6 @@ impl Copier {
             report: Mutex::default(),
             not_server_side: Mutex::default(),
             refused: Mutex::default(),
-            unwanted: Mutex::default(),
-            judged: Mutex::default(),
             verified: Mutex::default(),
             held: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
@@ -331,6 +331,7 @@ impl Copier {
             size,
             wal: tokio::sync::Mutex::new(wal),
             finished: tokio::sync::Mutex::default(),
+            judged: None,
             listed: None,
         }
     }
@@ -354,7 +355,7 @@ impl Copier {
         let again = of.listed.is_none_or(|at| at.elapsed() >= EVERYTHING_AGAIN);
         if again {
             lock(&self.refused).clear();
-            lock(&self.judged).clear();
+            of.judged = None;
         }
         let (wanted, missing, held) = {
             let (here, there) = &mut *of.finished.lock().await;
@@ -364,11 +365,16 @@ impl Copier {
             here.refresh(&of.source, unusable(self.source.place()))
                 .await?;
             there.refresh(&of.aim, unusable(self.aim.place())).await?;
-            let wanted = here.wanted_by(&of.aim, of.size).await?;
-            let lacking = wanted.backups.iter().map(|backup| &backup.id);
-            let lacking = lacking.filter(|id| !there.has(id)).cloned();
-            self.judge(of, lacking.collect()).await?;
-            let wanted = wanted.without(&lock(&self.unwanted));
+            let lacking = here.lacking_in(there);
+            let removed = here.removed_at(&of.aim, of.size).await?;
+            let known = of.judged.take();
+            let known = known.filter(|known| !known.is_outdated(&lacking, &removed));
+            let judged = match known {
+                Some(known) => known,
+                None => judge(&of.source, &of.aim, &self.rules, lacking, removed).await?,
+            };
+            let wanted = judged.wanted(here.backups().cloned(), of.size);
+            of.judged = Some(judged);
             let missing = wanted
                 .backups
                 .iter()
@@ -382,6 +388,7 @@ impl Copier {
         };
         let from = {
             let mut wal = of.wal.lock().await;
+            wal.withhold(&wanted.withheld);
             if again {
                 wal.look_at_everything();
             }
@@ -408,19 +415,6 @@ impl Copier {
             failed = self.tail(of, from) => failed?,
         }
         self.upwards(of, from).await
-    }
-
-    /// Asks once of each backup whether the destination's own rules would keep it.
-    async fn judge(&self, of: &SystemCopy, missing: BTreeSet<BackupId>) -> Result<()> {
-        if missing.is_subset(&lock(&self.judged)) {
-            return Ok(());
-        }
-        let found = unwanted(&of.source, &of.aim, &self.rules, missing.clone()).await?;
-        lock(&self.judged).extend(missing.iter().cloned());
-        let mut unwanted = lock(&self.unwanted);
-        unwanted.retain(|id| !missing.contains(id));
-        unwanted.extend(found);
-        Ok(())
     }
 
     /// Brings new WAL until it is given up.

@@ -5,7 +5,7 @@ use futures::StreamExt;
 
 use super::{Copier, lock};
 use crate::digest::StoredHasher;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::repository::System;
 use crate::repository::bridge::part_size;
 use crate::repository::keys::BackupId;
@@ -160,17 +160,12 @@ impl Copier {
 
     /// Reads what lies at the copy, and holds it against the digest.
     async fn is_whole(&self, aim: &System, key: &str, object: &StoredObject) -> Result<bool> {
-        let Some(mut stream) = aim.store().get_stream(key).await? else {
-            return Ok(false);
-        };
-        if stream.size != object.size {
-            return Ok(false);
+        match aim.store().get_stream(key).await? {
+            Some(stream) if stream.size == object.size => {
+                Ok(stream.digest().await? == object.sha256)
+            }
+            _ => Ok(false),
         }
-        let mut hasher = StoredHasher::default();
-        while let Some(piece) = stream.next().await {
-            hasher.update(&piece.map_err(Error::from)?);
-        }
-        Ok(hasher.finish() == object.sha256)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentSize, TimelineId, WalFileName};
-use crate::repository::expired::Ranges;
+use crate::repository::segments::Ranges;
 use crate::repository::timeline_wal::TimelineWal;
 
 /// What the source holds of one timeline, as a copy sees it.

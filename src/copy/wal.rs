@@ -11,7 +11,7 @@
 //!   segment is missing; from then on segments come one at a time, for then no order but the
 //!   right one would do.
 //! - What retention removed at the source is put on record at the copy, too, where it lacks it;
-//!   what retention removed at the copy does not come again.
+//!   what retention removed at the copy comes again only as far as the copy would keep it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -22,6 +22,7 @@ use super::difference::{Lacked, lacked_in_log, logs_from};
 use super::lock;
 use super::report::Copied;
 use super::shape::{Hole, Shape, left_at, shape};
+use super::wanted::Withheld;
 use crate::config::SEGMENTS_AHEAD;
 use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
@@ -47,6 +48,8 @@ pub(super) struct WalCopy {
     positions: BTreeMap<TimelineId, u64>,
     /// Every segment that is missing at the copy counts as a gap there.
     strict: bool,
+    /// What retention removed at the copy and does not come again.
+    withheld: Withheld,
 }
 
 /// Whether all was done, or what was listed has changed since.
@@ -75,6 +78,16 @@ impl WalCopy {
             histories: BTreeMap::new(),
             positions: BTreeMap::new(),
             strict: false,
+            withheld: Withheld::default(),
+        }
+    }
+
+    /// Which of what retention removed at the copy does not come again. What comes now may lie
+    /// before where the last look ended.
+    pub(super) fn withhold(&mut self, withheld: &Withheld) {
+        if self.withheld != *withheld {
+            self.withheld = withheld.clone();
+            self.look_at_everything();
         }
     }
 
@@ -155,7 +168,7 @@ impl WalCopy {
                 for one in lacked.into_iter().rev() {
                     if one.number > below
                         || !shape.takes(one.object.name, one.number)
-                        || theirs.expired.contains(one.number)
+                        || self.withheld.has(timeline, one.number, &theirs.expired)
                     {
                         continue;
                     }
@@ -197,7 +210,8 @@ impl WalCopy {
         for first in logs_from(&self.source, timeline, from, self.size).await? {
             let mut lacked = lacked_in_log(&self.source, &self.aim, first, self.size).await?;
             lacked.retain(|one| {
-                shape.takes(one.object.name, one.number) && !expired.contains(one.number)
+                shape.takes(one.object.name, one.number)
+                    && !self.withheld.has(timeline, one.number, &expired)
             });
             let mut rest = &lacked[..];
             while let Some(next) = rest.first() {

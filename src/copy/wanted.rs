@@ -9,9 +9,9 @@ use crate::config::RetentionConfig;
 use crate::error::Result;
 use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::System;
-use crate::repository::expired::Ranges;
 use crate::repository::keys::BackupId;
 use crate::repository::marker::Marker;
+use crate::repository::segments::{Ranges, SegmentSet};
 use crate::retention::{self, Inventory};
 
 /// A finished backup, as far as a copy must know it. Its marker may hold a list of tens of
@@ -33,45 +33,111 @@ pub struct Wanted {
     pub backups: Vec<Backup>,
     /// From where on WAL is wanted, of every timeline. Position 0 where there is no backup.
     pub wal_from: Lsn,
+    /// What of that is not wanted.
+    pub withheld: Withheld,
 }
 
-/// What a destination wants of a source that holds these `finished` backups, given the WAL of
-/// each timeline that retention removed at the destination: all backups but those whose WAL it
-/// let go, and all WAL from the start of the oldest of them on.
-pub fn wanted(
-    finished: impl IntoIterator<Item = Backup>,
-    expired: &BTreeMap<TimelineId, Ranges>,
-    size: SegmentSize,
-) -> Wanted {
-    let let_go = |backup: &Backup| {
-        let start = backup.start_lsn.segment(size);
-        let expired = expired.get(&backup.timeline);
-        expired.is_some_and(|expired| expired.contains(start))
-    };
-    let finished = finished.into_iter();
-    let mut backups: Vec<Backup> = finished.filter(|backup| !let_go(backup)).collect();
-    backups.sort_by(|a, b| (a.timeline, a.start_lsn, &a.id).cmp(&(b.timeline, b.start_lsn, &b.id)));
-    let wal_from = backups.iter().map(|backup| backup.start_lsn).min();
-    Wanted {
-        backups,
-        wal_from: wal_from.unwrap_or(Lsn(0)),
+/// The WAL of each timeline that retention removed at a destination.
+pub type Removed = BTreeMap<TimelineId, Ranges>;
+
+/// Which of the WAL that retention removed at a destination does not come again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Withheld {
+    /// None of it: the destination has no rules by which it would go once more.
+    Nothing,
+    /// All but this, which the rules would keep.
+    AllBut(SegmentSet),
+}
+
+impl Default for Withheld {
+    fn default() -> Self {
+        Self::AllBut(SegmentSet::default())
     }
 }
 
-/// Which of these backups of `source`, which `aim` lacks, its own `rules` would not keep: what
-/// is copied today must not expire tomorrow. Where it cannot be told, none.
+impl Withheld {
+    /// Whether segment `number` of `timeline`, of which the destination `removed` this much,
+    /// does not come again.
+    pub fn has(&self, timeline: TimelineId, number: u64, removed: &Ranges) -> bool {
+        let comes = match self {
+            Self::Nothing => true,
+            Self::AllBut(kept) => kept.contains(timeline, number),
+        };
+        !comes && removed.contains(number)
+    }
+}
+
+/// What a destination would keep of what its source holds, by its own rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// The backups that this is about: those that the destination lacks.
+    lacking: BTreeSet<BackupId>,
+    /// What had been removed there.
+    removed: Removed,
+    /// Those of `lacking` that it would not keep.
+    unwanted: BTreeSet<BackupId>,
+    withheld: Withheld,
+}
+
+impl Judged {
+    /// Whether it says nothing of one of the backups that are lacking now, or more was removed
+    /// since: by what was judged before, that would come again.
+    pub fn is_outdated(&self, lacking: &BTreeSet<BackupId>, removed: &Removed) -> bool {
+        !lacking.is_subset(&self.lacking) || *removed != self.removed
+    }
+
+    /// What is wanted of these `finished` backups, and WAL from the start of the oldest of them
+    /// on. A backup whose WAL does not come again is of no use without it.
+    pub fn wanted(&self, finished: impl IntoIterator<Item = Backup>, size: SegmentSize) -> Wanted {
+        let nothing = Ranges::default();
+        let wanted = |backup: &Backup| {
+            let start = backup.start_lsn.segment(size);
+            let removed = self.removed.get(&backup.timeline).unwrap_or(&nothing);
+            !self.unwanted.contains(&backup.id)
+                && !self.withheld.has(backup.timeline, start, removed)
+        };
+        let mut backups: Vec<Backup> = finished.into_iter().collect();
+        let oldest = |backups: &[Backup]| backups.iter().map(|backup| backup.start_lsn).min();
+        let begin = oldest(&backups);
+        backups.retain(wanted);
+        backups.sort_by(|a, b| {
+            (a.timeline, a.start_lsn, &a.id).cmp(&(b.timeline, b.start_lsn, &b.id))
+        });
+        Wanted {
+            wal_from: oldest(&backups).or(begin).unwrap_or(Lsn(0)),
+            withheld: self.withheld.clone(),
+            backups,
+        }
+    }
+}
+
+/// Asks the rules of `aim` what it would keep of `source`, given the backups that it lacks and
+/// the WAL that it `removed`: what is copied today must not expire tomorrow, and what it would
+/// keep comes again, whatever it did with it before. Without rules everything is wanted. Where
+/// it cannot be told, every backup is, and nothing that was removed comes again.
+///
+/// Reads the markers of both, and lists all of them, where there is anything to ask.
 ///
 /// # Errors
 /// One of the two did not answer.
-pub async fn unwanted(
+pub async fn judge(
     source: &System,
     aim: &System,
     rules: &RetentionConfig,
-    missing: impl IntoIterator<Item = BackupId>,
-) -> Result<BTreeSet<BackupId>> {
-    let mut missing: BTreeSet<BackupId> = missing.into_iter().collect();
-    if missing.is_empty() || !rules.has_rules() {
-        return Ok(BTreeSet::new());
+    lacking: BTreeSet<BackupId>,
+    removed: Removed,
+) -> Result<Judged> {
+    let mut judged = Judged {
+        lacking,
+        removed,
+        ..Judged::default()
+    };
+    if !rules.has_rules() {
+        judged.withheld = Withheld::Nothing;
+        return Ok(judged);
+    }
+    if judged.lacking.is_empty() && judged.removed.values().all(Ranges::is_empty) {
+        return Ok(judged);
     }
     let now = Timestamp::now();
     let load = |system: &System| {
@@ -83,33 +149,26 @@ pub async fn unwanted(
         Err(error) if error.is_retryable() => return Err(error),
         Err(error) => {
             tracing::warn!(
-                "what {} would keep cannot be told, and all is copied there: {}",
+                "what {} would keep cannot be told, and all is copied there but what was removed: {}",
                 aim.repository().place(),
                 error.one_line()
             );
-            return Ok(BTreeSet::new());
+            return Ok(judged);
         }
     };
     let mut systems = here.systems.iter().chain(&there.systems);
     if systems.any(|system| !system.problems.is_empty()) {
-        return Ok(BTreeSet::new());
+        return Ok(judged);
     }
-    let wanted = retention::wanted(&here, Some(&there), rules, now);
-    missing.retain(|id| !wanted.backups.contains(id));
-    Ok(missing)
-}
-
-impl Wanted {
-    /// Without what the destination would not keep, and without the WAL before the rest.
-    pub fn without(mut self, unwanted: &BTreeSet<BackupId>) -> Self {
-        if unwanted.is_empty() {
-            return self;
-        }
-        self.backups.retain(|backup| !unwanted.contains(&backup.id));
-        let from = self.backups.iter().map(|backup| backup.start_lsn).min();
-        self.wal_from = from.unwrap_or(self.wal_from);
-        self
-    }
+    let mut kept = retention::wanted(&here, Some(&there), rules, now);
+    let lacking = judged.lacking.iter();
+    judged.unwanted = lacking
+        .filter(|id| !kept.backups.contains(id))
+        .cloned()
+        .collect();
+    let wal = kept.wal.remove(&source.id());
+    judged.withheld = Withheld::AllBut(wal.unwrap_or_default());
+    Ok(judged)
 }
 
 /// The finished backups of a system. A marker never changes: each is read once.
@@ -145,22 +204,28 @@ impl Finished {
         Ok(())
     }
 
-    /// What `aim` wants of these, which the source holds.
+    /// What retention removed at `aim` of the timelines that these were taken on.
     ///
     /// # Errors
     /// The destination did not answer.
-    pub async fn wanted_by(&self, aim: &System, size: SegmentSize) -> Result<Wanted> {
-        let mut expired = BTreeMap::new();
+    pub async fn removed_at(&self, aim: &System, size: SegmentSize) -> Result<Removed> {
+        let mut removed = Removed::new();
         for backup in self.backups() {
-            if let Entry::Vacant(unknown) = expired.entry(backup.timeline) {
+            if let Entry::Vacant(unknown) = removed.entry(backup.timeline) {
                 unknown.insert(aim.expired(backup.timeline, size).await?);
             }
         }
-        Ok(wanted(self.backups().cloned(), &expired, size))
+        Ok(removed)
+    }
+
+    /// Those that `other`, the same of another repository, lacks.
+    pub fn lacking_in(&self, other: &Self) -> BTreeSet<BackupId> {
+        let backups = self.backups().map(|backup| &backup.id);
+        backups.filter(|id| !other.has(id)).cloned().collect()
     }
 
     /// Those whose markers can be used.
-    fn backups(&self) -> impl Iterator<Item = &Backup> {
+    pub fn backups(&self) -> impl Iterator<Item = &Backup> {
         self.0.values().flatten()
     }
 
@@ -186,7 +251,7 @@ mod tests {
     use crate::repository::keys::BackupKind;
 
     #[test]
-    fn a_backup_whose_wal_the_destination_let_go_does_not_come_again() {
+    fn what_the_destination_removed_comes_again_only_where_its_rules_would_keep_it() {
         let size = SegmentSize::DEFAULT;
         let backup = |segment: u64| Backup {
             id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
@@ -194,15 +259,38 @@ mod tests {
             start_lsn: size.start_of(segment),
         };
         let all = [backup(30), backup(4), backup(9)];
-        let expired = [(1, 8)].into_iter().collect();
-        let expired = BTreeMap::from([(TimelineId::FIRST, expired)]);
-        let starts = |expired: &BTreeMap<TimelineId, Ranges>| {
-            let wanted = wanted(all.clone(), expired, size);
+        let starts = |removed: &[(u64, u64)], withheld: Withheld| {
+            let removed = removed.iter().copied().collect();
+            let judged = Judged {
+                removed: Removed::from([(TimelineId::FIRST, removed)]),
+                withheld,
+                ..Judged::default()
+            };
+            let wanted = judged.wanted(all.clone(), size);
             let starts = wanted.backups.iter().map(|b| b.start_lsn.segment(size));
             (starts.collect::<Vec<_>>(), wanted.wal_from.segment(size))
         };
-        assert_eq!(starts(&BTreeMap::new()), (vec![4, 9, 30], 4));
-        assert_eq!(starts(&expired), (vec![9, 30], 9));
-        assert_eq!(wanted([], &expired, size).wal_from, Lsn(0));
+        let nothing = Withheld::default;
+        assert_eq!(starts(&[], nothing()), (vec![4, 9, 30], 4));
+        assert_eq!(starts(&[(1, 8)], nothing()), (vec![9, 30], 9));
+        assert_eq!(starts(&[(1, 8)], Withheld::Nothing), (vec![4, 9, 30], 4));
+        let mut kept = SegmentSet::default();
+        kept.add(TimelineId::FIRST, 4, 5);
+        let kept = Withheld::AllBut(kept);
+        assert_eq!(starts(&[(1, 8)], kept.clone()), (vec![4, 9, 30], 4));
+        let removed: Ranges = [(1, 8)].into_iter().collect();
+        let comes = |number: &u64| !kept.has(TimelineId::FIRST, *number, &removed);
+        assert_eq!((1..=10).filter(comes).collect::<Vec<_>>(), [4, 5, 9, 10]);
+        assert_eq!(Judged::default().wanted([], size).wal_from, Lsn(0));
+    }
+
+    #[test]
+    fn more_that_is_lacking_or_was_removed_since_is_judged_anew() {
+        let id = BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH);
+        let judged = Judged::default();
+        assert!(!judged.is_outdated(&BTreeSet::new(), &Removed::new()));
+        assert!(judged.is_outdated(&BTreeSet::from([id]), &Removed::new()));
+        let removed = Removed::from([(TimelineId::FIRST, [(1, 8)].into_iter().collect())]);
+        assert!(judged.is_outdated(&BTreeSet::new(), &removed));
     }
 }

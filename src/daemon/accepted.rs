@@ -10,7 +10,7 @@ use super::child::Order;
 use crate::config::Config;
 use crate::digest::PlainDigest;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A configuration that was read and found right, and its text.
 pub struct Accepted {
@@ -22,14 +22,7 @@ pub struct Accepted {
 impl Accepted {
     /// Reads the configuration at `path`, or from [where it lies](Config::locate).
     pub fn load(path: Option<&Path>) -> Result<Self> {
-        let path = Config::locate(path)?;
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::usage("cannot read the configuration")
-                .at(path.display())
-                .because(error)
-                .hint("name it with --config FILE or in $SEAWALL_CONFIG")
-        })?;
-        let config = Config::parse(&text, path)?;
+        let (config, text) = Config::load_with_text(path)?;
         config.check_schedules()?;
         Ok(Self {
             config: Arc::new(config),

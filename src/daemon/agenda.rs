@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::operation::{Operation, Task};
 use crate::config::LONGEST_RETRY;
 use crate::error::Exit;
+use crate::time::signed;
 
 /// Setting the clock back by more than this is no correction: what was done lies in a future
 /// that was none.
@@ -210,10 +211,6 @@ pub fn due_now<'a>(
     }
     found.sort_by_key(|(due, _)| *due);
     found
-}
-
-fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::agenda::CORRECTION;
 use super::operation::{Job, Operation};
@@ -21,6 +21,7 @@ use crate::postgres::sql::Client;
 use crate::repository::Repository;
 use crate::repository::keys::BackupKind;
 use crate::repository::leases::{Held, LEASE_TIME, Lease, Work};
+use crate::time::signed;
 
 /// What a look may take. What takes longer is as good as away.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -182,10 +183,7 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
     let operation = job.operation.to_string();
     let now = Timestamp::now();
     // Nobody's lease ends later than this, but one of a clock that was ahead.
-    let latest = SignedDuration::try_from(LEASE_TIME)
-        .ok()
-        .and_then(|time| now.checked_add(time + CORRECTION).ok())
-        .unwrap_or(Timestamp::MAX);
+    let latest = now + signed(LEASE_TIME) + CORRECTION;
     for lease in repository.leases(&job.cluster).await? {
         if !lease.holds(now) || lease.until > latest || lease.is_left_by_the_dead() {
             continue;
@@ -193,7 +191,6 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
         let same = match lease.work {
             Work::Backup => job.operation == Operation::Full,
             Work::Copy => job.operation == Operation::Copy,
-            Work::Expire => job.operation == Operation::Expire,
             // One at a time on a host, as many as there are hosts.
             Work::Drill => false,
             Work::Scheduled => {
@@ -214,6 +211,8 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
     use crate::storage::Store;
 

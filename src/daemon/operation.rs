@@ -111,6 +111,10 @@ impl Job {
         if let Some(repository) = self.repository(config) {
             words.extend(["--repository".to_owned(), repository]);
         }
+        if self.operation == Operation::Drill {
+            // For the report.
+            words.extend(["--trigger".to_owned(), "the schedule".to_owned()]);
+        }
         words
     }
 

@@ -74,15 +74,7 @@ async fn contents(
 ) -> Result<()> {
     let catalogue = Catalogue::load(system).await;
     let backups: Vec<Needed> = match &catalogue {
-        Ok(catalogue) => catalogue
-            .backups
-            .iter()
-            .map(|backup| Needed {
-                timeline: backup.timeline,
-                start: backup.start_lsn,
-                stop: backup.stop_lsn,
-            })
-            .collect(),
+        Ok(catalogue) => catalogue.backups.iter().map(Needed::of).collect(),
         Err(_) => Vec::new(),
     };
     let illnesses = health::examine(survey, &backups);

@@ -12,11 +12,12 @@
 //! would, but only if something was committed. A heartbeat counts as a commit: so an idle server
 //! is switched once in its interval at most, and its live RPO stays below the objective.
 
+mod tail;
 mod watch;
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ClusterConfig, Config};
@@ -25,7 +26,9 @@ use crate::postgres::sql::Client;
 use crate::postgres::{Lsn, SegmentSize};
 use crate::repository::System;
 use crate::repository::catalogue::Catalogue;
+use crate::time::signed;
 
+pub use tail::Tail;
 pub use watch::Watch;
 
 /// The prefix of the messages.
@@ -75,12 +78,9 @@ pub async fn beat(client: &Client) -> Result<Option<Beat>> {
     if client.is_in_recovery().await? {
         return Ok(None);
     }
-    let host = nix::unistd::gethostname().ok();
     let message = Message {
         format: FORMAT,
-        host: host
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_default(),
+        host: crate::host::name(),
         time: Timestamp::now(),
     };
     let text = serde_json::json!(message).to_string();
@@ -212,7 +212,7 @@ impl Beating {
                 old.insert(Session { client, watch })
             }
         };
-        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::MAX);
+        let interval = signed(interval);
         // A clock that was set back must not silence us.
         if self
             .last

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::postgres::SegmentSize;
 use crate::postgres::sql::WalPosition;
+use crate::time::signed;
 
 /// What archiving the switched segment may take, at most: a fifth of the objective, and no
 /// more than a minute.
@@ -33,7 +34,6 @@ impl Watch {
         floor: Duration,
         last_switch: Option<Timestamp>,
     ) -> Self {
-        let signed = |d| SignedDuration::try_from(d).unwrap_or(SignedDuration::MAX);
         Self {
             segment_size,
             limit: signed(rpo - (rpo / 5).min(MARGIN)),

@@ -236,6 +236,28 @@ impl Client {
         done.map_err(|error| self.failed(&format!("run {sql:?}"), error))
     }
 
+    /// Runs a statement that somebody else wrote; what it returns is thrown away as it comes.
+    ///
+    /// # Errors
+    /// The server's own words.
+    pub async fn run_statement(&self, sql: &str) -> Result<(), StatementError> {
+        self.session.batch_execute(sql).await.map_err(|error| {
+            let database = error.as_db_error();
+            StatementError {
+                sqlstate: error.code().map(|code| code.code().to_owned()),
+                message: database.map_or_else(
+                    || error.to_string(),
+                    |database| {
+                        let extra = [database.detail(), database.hint()];
+                        let words = std::iter::once(database.message());
+                        let words = words.chain(extra.into_iter().flatten());
+                        words.collect::<Vec<_>>().join("; ")
+                    },
+                ),
+            }
+        })
+    }
+
     /// The first column of the first row, as text; none if there is no row or it is null.
     pub async fn query_text(&self, sql: &str) -> Result<Option<String>> {
         let rows = self.query_rows(sql).await?;
@@ -296,6 +318,15 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({}, version {})", self.place, self.version)
     }
+}
+
+/// Why the server did not run a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatementError {
+    /// The five characters of its class and reason; absent where the session broke.
+    pub sqlstate: Option<String>,
+    /// Message, detail and hint.
+    pub message: String,
 }
 
 /// Text in whatever bytes the server has.

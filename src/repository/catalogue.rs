@@ -23,7 +23,9 @@ pub struct Catalogue {
     system: System,
     /// `system.json`.
     pub record: SystemRecord,
-    /// Finished backups, oldest first by (start) name.
+    /// Finished backups, oldest first by (start) name. Without their lists of objects: each may
+    /// name tens of thousands, and memory grows with the number of backups only. A
+    /// [`Plan`]'s backup has its own.
     pub backups: Vec<Marker>,
     /// The history of every timeline that has one which can be read, and of timeline 1.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
@@ -94,21 +96,34 @@ impl Catalogue {
     /// Reads markers, histories and points. Those that cannot be used are logged, and listed as
     /// [`unreadable`](Self::unreadable).
     pub async fn load(system: &System) -> Result<Self> {
+        let (catalogue, _) = Self::load_and(system, |_| ()).await?;
+        Ok(catalogue)
+    }
+
+    /// The same, with what `look` says of each of the [`backups`](Self::backups), in their
+    /// order: it sees their objects. Eight lists of objects are in memory at once.
+    pub async fn load_and<T>(
+        system: &System,
+        look: impl Fn(&Marker) -> T,
+    ) -> Result<(Self, Vec<T>)> {
         let record = system.known_record().await?;
         let ids = system.backup_ids().await?;
-        let markers: Vec<(BackupId, Option<Result<Marker>>)> = futures::stream::iter(ids)
+        let mut markers = futures::stream::iter(ids)
             .map(|id| async move {
                 let marker = system.marker_if_finished(&id).await?;
                 Ok::<_, Error>((id, marker))
             })
-            .buffered(8)
-            .try_collect()
-            .await?;
+            .buffered(8);
         let mut backups = Vec::new();
+        let mut looks = Vec::new();
         let mut unreadable = Vec::new();
-        for (id, marker) in markers {
+        while let Some((id, marker)) = markers.try_next().await? {
             match marker {
-                Some(Ok(marker)) => backups.push(marker),
+                Some(Ok(mut marker)) => {
+                    looks.push(look(&marker));
+                    marker.objects = Vec::new();
+                    backups.push(marker);
+                }
                 Some(Err(error)) => {
                     let object = Unreadable::new(system.keys().marker(&id), &error);
                     let backup = Some(id);
@@ -131,14 +146,15 @@ impl Catalogue {
         for (timeline, error) in files.unreadable {
             unreadable.push(unusable_history(system, timeline, &error));
         }
-        Ok(Self {
+        let catalogue = Self {
             system: system.clone(),
             record,
             backups,
             histories: files.read,
             points,
             unreadable,
-        })
+        };
+        Ok((catalogue, looks))
     }
 
     /// The system that this describes.
@@ -246,4 +262,54 @@ fn unusable_history(system: &System, timeline: TimelineId, error: &Error) -> Unr
         );
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::StoredDigest;
+    use crate::postgres::recovery::RecoveryTarget;
+    use crate::postgres::{SegmentSize, SystemId};
+    use crate::repository::Repository;
+    use crate::repository::commit::tests::uncommitted;
+    use crate::repository::marker::StoredObject;
+    use crate::storage::Store;
+
+    #[tokio::test]
+    async fn only_the_backup_of_a_plan_has_its_list_of_objects_in_memory() {
+        let repository = Repository::over("near", Store::memory().unwrap());
+        repository.init().await.unwrap();
+        let system = repository.system("main", SystemId(7));
+        system.register(18, SegmentSize::DEFAULT).await.unwrap();
+        let mut marker = uncommitted(&system).await;
+        let key = format!("{}/data/1", system.keys().backup(&marker.id));
+        system.store().put(&key, "one".into()).await.unwrap();
+        marker.objects.push(StoredObject {
+            key: "data/1".to_owned(),
+            size: 3,
+            sha256: StoredDigest::of(b"one"),
+        });
+        system.commit(&marker).await.unwrap();
+
+        let (catalogue, objects) = Catalogue::load_and(&system, |marker| marker.objects.len())
+            .await
+            .unwrap();
+        assert_eq!((catalogue.backups.len(), objects), (1, vec![1]));
+        assert!(catalogue.backups[0].objects.is_empty());
+        let request = Request {
+            target: RecoveryTarget::Immediate,
+            inclusive: true,
+            timeline: None,
+            backup: None,
+            end_at_gap: false,
+        };
+        let plan = catalogue.plan(&request).await.unwrap();
+        assert_eq!(plan.backup.objects, marker.objects);
+
+        // Who expires may take it away in between.
+        let marker = system.keys().marker(&marker.id);
+        system.store().delete(&marker).await.unwrap();
+        let error = catalogue.plan(&request).await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+    }
 }

@@ -120,6 +120,19 @@ impl System {
     /// The first object of the backup, or the WAL, that is certainly not there as it was
     /// written.
     async fn what_is_missing(&self, marker: &Marker) -> Result<Option<String>> {
+        if let Some(missing) = self.missing_object(marker).await? {
+            return Ok(Some(missing));
+        }
+        let size = marker.segment_size;
+        let [first, last] = [marker.wal[0].number(size)?, marker.wal[1].number(size)?];
+        let held = self.timeline_wal(marker.timeline, size, first).await?;
+        let gone = !held.holds(first, last);
+        Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
+    }
+
+    /// The first object of the backup that is not listed with the size in the marker, which
+    /// must have its list of objects.
+    pub async fn missing_object(&self, marker: &Marker) -> Result<Option<String>> {
         let directory = self.keys().backup(&marker.id);
         let listed: BTreeMap<String, u64> = self
             .store()
@@ -141,11 +154,7 @@ impl System {
                 None => return Ok(Some(format!("{key} is not in the store any more"))),
             }
         }
-        let size = marker.segment_size;
-        let [first, last] = [marker.wal[0].number(size)?, marker.wal[1].number(size)?];
-        let held = self.timeline_wal(marker.timeline, size, first).await?;
-        let gone = held.run_with(first).is_none_or(|run| run.last < last);
-        Ok(gone.then(|| "the WAL of the backup is not in the archive any more".to_owned()))
+        Ok(None)
     }
 
     /// Puts the marker create-only. After `Ok` it is there, or nobody can tell; `Exists` means
@@ -192,7 +201,7 @@ impl System {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use jiff::SignedDuration;
@@ -205,7 +214,7 @@ mod tests {
     use crate::storage::Store;
 
     /// A backup without objects, with its WAL of one segment.
-    async fn uncommitted(system: &System) -> Marker {
+    pub(in crate::repository) async fn uncommitted(system: &System) -> Marker {
         let id = BackupId::new(BackupKind::Full, Timestamp::now());
         let name: SegmentName = "000000010000000000000002".parse().unwrap();
         let key = system.keys().wal_object(WalObject {

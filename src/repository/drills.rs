@@ -5,10 +5,14 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::keys::{self, BackupId};
 use super::{Repository, to_json};
 use crate::error::Result;
+
+/// So many drills are read at most to find one that passed: a report may be megabytes.
+const LOOK_BACK: usize = 100;
 
 /// What a listing wants to know of a drill.
 #[derive(Debug, Clone, Deserialize)]
@@ -92,6 +96,28 @@ impl Repository {
         }
         drills.reverse();
         Ok(drills)
+    }
+
+    /// The report of the last drill of a cluster that passed and that is `wanted`, the newest
+    /// that is among the last hundred. A record that is damaged, or newer than this version
+    /// knows, is logged and left out.
+    pub async fn last_passed_report(
+        &self,
+        cluster: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Value>> {
+        let ids = self.drill_ids(cluster).await?;
+        for id in ids.iter().rev().take(LOOK_BACK) {
+            let key = format!("{}/{id}.json", keys::drills(cluster));
+            match self.try_read_json::<Value>(&key).await? {
+                Some(Ok(report)) if report["passed"] == true && wanted(&report) => {
+                    return Ok(Some(report));
+                }
+                Some(Err(error)) => tracing::warn!("{}", error.one_line()),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 }
 

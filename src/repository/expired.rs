@@ -5,61 +5,12 @@
 //! recent backups need lies a hole. Each range of segments that is removed is put on record
 //! first, under a key that names its first and its last segment: a listing tells all.
 
-use std::collections::BTreeSet;
-
 use serde_json::json;
 
+use super::segments::{Range, Ranges};
 use super::{FORMAT, System, to_json};
 use crate::error::Result;
 use crate::postgres::{SegmentName, SegmentSize, TimelineId};
-
-/// Numbers of segments: first and last of each range, ascending, neither overlapping nor
-/// touching.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ranges(Vec<(u64, u64)>);
-
-impl Ranges {
-    /// Whether the number lies in one of them.
-    pub fn contains(&self, number: u64) -> bool {
-        let at = self.0.partition_point(|(_, last)| *last < number);
-        self.0.get(at).is_some_and(|(first, _)| *first <= number)
-    }
-
-    /// What of `first` to `last` lies in none of them.
-    pub fn outside(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
-        let mut left = Vec::new();
-        let mut next = first;
-        for (begin, end) in self.0.iter().filter(|(_, end)| *end >= first) {
-            if *begin > last {
-                break;
-            }
-            if *begin > next {
-                left.push((next, begin - 1));
-            }
-            next = next.max(end + 1);
-        }
-        if next <= last {
-            left.push((next, last));
-        }
-        left
-    }
-}
-
-impl FromIterator<(u64, u64)> for Ranges {
-    fn from_iter<T: IntoIterator<Item = (u64, u64)>>(ranges: T) -> Self {
-        let ranges: BTreeSet<_> = ranges.into_iter().collect();
-        let mut joined: Vec<(u64, u64)> = Vec::new();
-        for (first, last) in ranges {
-            match joined.last_mut() {
-                Some(before) if first <= before.1.saturating_add(1) => {
-                    before.1 = before.1.max(last);
-                }
-                _ => joined.push((first, last)),
-            }
-        }
-        Self(joined)
-    }
-}
 
 impl System {
     /// The segments of a timeline that retention removed, by number.
@@ -75,15 +26,13 @@ impl System {
         &self,
         timeline: TimelineId,
         size: SegmentSize,
-        (first, last): (u64, u64),
+        (first, last): Range,
     ) -> Result<()> {
         let known = self.recorded_ranges(timeline, size).await?;
         let all = known.iter().map(|(_, range)| *range);
-        let Ranges(joined) = all.chain([(first, last)]).collect();
-        let Some((first, last)) = joined
-            .into_iter()
-            .find(|range| range.0 <= first && last <= range.1)
-        else {
+        let joined: Ranges = all.chain([(first, last)]).collect();
+        let mut joined = joined.as_slice().iter().copied();
+        let Some((first, last)) = joined.find(|range| range.0 <= first && last <= range.1) else {
             return Ok(());
         };
         let [from, to] = [first, last].map(|number| SegmentName::new(timeline, number, size));
@@ -106,7 +55,7 @@ impl System {
         &self,
         timeline: TimelineId,
         size: SegmentSize,
-    ) -> Result<Vec<(String, (u64, u64))>> {
+    ) -> Result<Vec<(String, Range)>> {
         let directory = self.keys().expired(timeline);
         let listed = self.store().list(&directory, None).await?;
         let ranges = listed.into_iter().filter_map(|info| {
@@ -133,18 +82,6 @@ mod tests {
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
 
-    #[test]
-    fn what_lies_outside_of_the_ranges_is_left() {
-        let ranges: Ranges = [(9, 12), (3, 4), (5, 5)].into_iter().collect();
-        assert_eq!(ranges.0, [(3, 5), (9, 12)]);
-        assert_eq!(ranges.outside(1, 20), [(1, 2), (6, 8), (13, 20)]);
-        assert_eq!(ranges.outside(4, 10), [(6, 8)]);
-        assert_eq!(ranges.outside(9, 12), []);
-        assert_eq!(Ranges::default().outside(7, 7), [(7, 7)]);
-        let inside: Vec<u64> = (0..14).filter(|n| ranges.contains(*n)).collect();
-        assert_eq!(inside, [3, 4, 5, 9, 10, 11, 12]);
-    }
-
     #[tokio::test]
     async fn records_that_touch_are_joined_and_those_of_other_timelines_left_alone() {
         let repository = Repository::over("near", Store::memory().unwrap());
@@ -154,7 +91,7 @@ mod tests {
             system.note_expired(one, SIZE, range).await.unwrap();
         }
         assert_eq!(
-            system.expired(one, SIZE).await.unwrap().0,
+            system.expired(one, SIZE).await.unwrap().as_slice(),
             [(3, 9), (20, 30)]
         );
         assert_eq!(system.expired(two, SIZE).await.unwrap(), Ranges::default());

@@ -8,6 +8,7 @@ use std::fmt;
 
 use super::System;
 use super::line::{Archived, stretches};
+use super::marker::Marker;
 use super::timeline_wal::TimelineWal;
 use super::wal_objects::HistoryFiles;
 use crate::error::Result;
@@ -33,6 +34,17 @@ pub struct Needed {
     pub start: Lsn,
     /// Where it ended.
     pub stop: Lsn,
+}
+
+impl Needed {
+    /// What the marker of a backup says of it.
+    pub fn of(backup: &Marker) -> Self {
+        Self {
+            timeline: backup.timeline,
+            start: backup.start_lsn,
+            stop: backup.stop_lsn,
+        }
+    }
 }
 
 /// One thing that is wrong.

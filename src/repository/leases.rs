@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, BackupId};
 use super::{FORMAT, Repository, to_json};
 use crate::error::Result;
+use crate::host;
 use crate::postgres::SystemId;
+use crate::time::signed;
 
 /// How long a lease holds unless it is renewed. It is renewed in every third of it.
 pub const LEASE_TIME: Duration = Duration::from_secs(600);
@@ -34,8 +36,6 @@ pub enum Work {
     Copy,
     /// Copies out of this repository.
     CopySource,
-    /// Deletes here.
-    Expire,
     /// Restores from here.
     Restore,
     /// Restores from here, to see whether it works.
@@ -104,14 +104,6 @@ impl Lease {
     }
 }
 
-impl Lease {
-    /// Whether it is one of this very process.
-    fn is_ours(&self) -> bool {
-        let ours = format!("{}-{}", own_host(), std::process::id());
-        self.holder.rsplit_once('-').map(|(whose, _)| whose) == Some(&ours)
-    }
-}
-
 /// A lease that this process holds. Dropping it without [`release`](Self::release) leaves it
 /// to expire.
 pub struct Held {
@@ -137,9 +129,7 @@ impl Held {
             tracing::debug!("{key} is left to expire: {error}");
         }
     }
-}
 
-impl Held {
     /// Leaves it to end by itself so much later, without being renewed: for what goes on after
     /// this process.
     pub async fn leave(self, time: Duration) {
@@ -247,7 +237,7 @@ impl Repository {
             if lease.work == Work::Copy
                 && same
                 && lease.holds(now)
-                && !lease.is_ours()
+                && !lease.is_of_this_process()
                 && !lease.is_left_by_the_dead()
                 && own.came_after(&lease).await
             {
@@ -305,7 +295,7 @@ impl Repository {
 }
 
 fn lease_time() -> SignedDuration {
-    SignedDuration::from_secs(LEASE_TIME.as_secs() as i64)
+    signed(LEASE_TIME)
 }
 
 fn new_lease(work: Work) -> Lease {
@@ -329,10 +319,7 @@ pub(super) fn holder() -> String {
 }
 
 fn own_host() -> String {
-    let host = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default();
+    let host = host::name();
     host.chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
         .take(64)
@@ -420,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_claims_the_older_goes_first_and_a_dead_process_claims_nothing() {
+    async fn of_two_claims_the_older_goes_first() {
         let repository = Repository::over("near", Store::memory().unwrap());
         let first = repository.claim("main", "full").await;
         let second = repository.claim("main", "full").await;
@@ -434,13 +421,22 @@ mod tests {
             before[1] += usize::from(second.came_after(lease).await);
         }
         assert_eq!(before, [0, 1]);
+    }
 
-        let mut lease = leases[0].clone();
-        let number = std::process::id().to_string();
-        // No process has this number: it is beyond the largest that Linux gives.
-        lease.holder = lease.holder.replace(&number, "4194305");
-        assert!(lease.is_left_by_the_dead());
-        lease.holder = "elsewhere-4194305-00000000".into();
-        assert!(!lease.is_left_by_the_dead());
+    #[test]
+    fn only_a_process_of_this_host_is_known_to_be_dead_and_only_this_one_is_ours() {
+        let (host, own) = (own_host(), std::process::id());
+        // No process has the number 4194305: it is beyond the largest that Linux gives.
+        for (holder, dead, ours) in [
+            (holder(), false, true),
+            (format!("{host}-4194305-00000000"), true, false),
+            ("elsewhere-4194305-00000000".to_owned(), false, false),
+            (format!("elsewhere-{own}-00000000"), false, false),
+        ] {
+            let mut lease = new_lease(Work::Copy);
+            lease.holder = holder;
+            assert_eq!(lease.is_left_by_the_dead(), dead, "{}", lease.holder);
+            assert_eq!(lease.is_of_this_process(), ours, "{}", lease.holder);
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{BackupId, BackupKind};
 use super::{FORMAT, System};
-use crate::digest::StoredDigest;
+use crate::digest::{PlainDigest, StoredDigest};
 use crate::error::{Error, Result};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 
@@ -113,7 +113,29 @@ pub struct StoredObject {
     pub sha256: StoredDigest,
 }
 
+/// Keys and sizes of any number of objects, folded into one: where two are equal they are of
+/// the same objects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FoldedObjects(u128);
+
+impl FoldedObjects {
+    /// Adds an object, by its key relative to the backup's directory. The order is of no matter.
+    pub fn add(&mut self, key: &str, size: u64) {
+        let object = PlainDigest::of(format!("{size} {key}").as_bytes());
+        self.0 = self.0.wrapping_add(object.as_number());
+    }
+}
+
 impl Marker {
+    /// Its [`objects`](Self::objects), folded.
+    pub fn folded_objects(&self) -> FoldedObjects {
+        let mut folded = FoldedObjects::default();
+        for object in &self.objects {
+            folded.add(&object.key, object.size);
+        }
+        folded
+    }
+
     /// The numbers of the first and last segment that recovery to `stop_lsn` needs, all of them
     /// on `timeline`.
     pub fn own_wal(&self) -> (u64, u64) {

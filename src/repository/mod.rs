@@ -7,6 +7,7 @@
 
 pub mod bridge;
 pub mod catalogue;
+mod clock;
 pub mod codec;
 mod commit;
 pub mod commits;

@@ -1,7 +1,7 @@
 //! Sets of WAL segments, as ranges of numbers for each timeline: memory grows with the number
 //! of ranges, and not of segments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::postgres::TimelineId;
 use crate::postgres::history::TimelineHistory;
@@ -10,9 +10,70 @@ use crate::postgres::{Lsn, SegmentSize};
 /// First and last number of consecutive segments.
 pub type Range = (u64, u64);
 
+/// Numbers of segments of one timeline: ranges, ascending, neither overlapping nor touching.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ranges(Vec<Range>);
+
+impl Ranges {
+    /// The ranges.
+    pub fn as_slice(&self) -> &[Range] {
+        &self.0
+    }
+
+    /// Whether there is no number in them.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the number lies in one of them.
+    pub fn contains(&self, number: u64) -> bool {
+        let at = self.0.partition_point(|(_, last)| *last < number);
+        self.0.get(at).is_some_and(|(first, _)| *first <= number)
+    }
+
+    /// What of `first` to `last` lies in none of them.
+    pub fn outside(&self, first: u64, last: u64) -> Vec<Range> {
+        let mut left = Vec::new();
+        let mut next = first;
+        for (begin, end) in self.0.iter().filter(|(_, end)| *end >= first) {
+            if *begin > last {
+                break;
+            }
+            if *begin > next {
+                left.push((next, begin - 1));
+            }
+            match end.checked_add(1) {
+                Some(behind) => next = next.max(behind),
+                // Nothing lies behind the highest number.
+                None => return left,
+            }
+        }
+        if next <= last {
+            left.push((next, last));
+        }
+        left
+    }
+}
+
+impl FromIterator<Range> for Ranges {
+    fn from_iter<T: IntoIterator<Item = Range>>(ranges: T) -> Self {
+        let ranges: BTreeSet<_> = ranges.into_iter().collect();
+        let mut joined: Vec<Range> = Vec::new();
+        for (first, last) in ranges {
+            match joined.last_mut() {
+                Some(before) if first <= before.1.saturating_add(1) => {
+                    before.1 = before.1.max(last);
+                }
+                _ => joined.push((first, last)),
+            }
+        }
+        Self(joined)
+    }
+}
+
 /// Segments of several timelines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SegmentSet(BTreeMap<TimelineId, Vec<Range>>);
+pub struct SegmentSet(BTreeMap<TimelineId, Ranges>);
 
 impl SegmentSet {
     /// Adds the segments from number `first` to `last`.
@@ -21,24 +82,16 @@ impl SegmentSet {
             return;
         }
         let ranges = self.0.entry(timeline).or_default();
-        ranges.push((first, last));
-        ranges.sort_unstable();
-        let mut merged: Vec<Range> = Vec::new();
-        for (first, last) in ranges.drain(..) {
-            match merged.last_mut() {
-                Some(range) if first <= range.1.saturating_add(1) => range.1 = range.1.max(last),
-                _ => merged.push((first, last)),
-            }
-        }
-        *ranges = merged;
+        let known = std::mem::take(&mut ranges.0);
+        *ranges = known.into_iter().chain([(first, last)]).collect();
     }
 
     /// Adds all of another set.
     pub fn add_all(&mut self, other: &Self) {
-        for (timeline, ranges) in &other.0 {
-            for (first, last) in ranges {
-                self.add(*timeline, *first, *last);
-            }
+        for (timeline, more) in &other.0 {
+            let ranges = self.0.entry(*timeline).or_default();
+            let known = std::mem::take(&mut ranges.0);
+            *ranges = known.into_iter().chain(more.0.iter().copied()).collect();
         }
     }
 
@@ -55,48 +108,34 @@ impl SegmentSet {
 
     /// Whether segment `number` of `timeline` is in it.
     pub fn contains(&self, timeline: TimelineId, number: u64) -> bool {
-        let ranges = self.of(timeline).iter();
-        ranges
-            .clone()
-            .any(|(first, last)| (*first..=*last).contains(&number))
-    }
-
-    /// The ranges of one timeline, ascending.
-    pub fn of(&self, timeline: TimelineId) -> &[Range] {
-        self.0.get(&timeline).map_or(&[], Vec::as_slice)
+        let ranges = self.0.get(&timeline);
+        ranges.is_some_and(|ranges| ranges.contains(number))
     }
 
     /// All ranges.
     pub fn iter(&self) -> impl Iterator<Item = (TimelineId, Range)> {
         let all = self.0.iter();
-        all.flat_map(|(timeline, ranges)| ranges.iter().map(|range| (*timeline, *range)))
+        all.flat_map(|(timeline, ranges)| ranges.0.iter().map(|range| (*timeline, *range)))
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.0.values().all(Vec::is_empty)
+        self.0.values().all(Ranges::is_empty)
     }
 
     /// What of it is not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
+        let nothing = Ranges::default();
         let mut left = Self::default();
-        for (timeline, (mut first, last)) in self.iter() {
-            let mut done = false;
-            for (begin, end) in other.of(timeline) {
-                if *end < first || *begin > last {
-                    continue;
-                }
-                if *begin > first {
-                    left.add(timeline, first, begin - 1);
-                }
-                match end.checked_add(1) {
-                    Some(next) if next <= last => first = next,
-                    _ => done = true,
-                }
-            }
-            if !done {
-                left.add(timeline, first, last);
+        for (timeline, ranges) in &self.0 {
+            let others = other.0.get(timeline).unwrap_or(&nothing);
+            let ranges = ranges.0.iter();
+            let rest: Ranges = ranges
+                .flat_map(|(first, last)| others.outside(*first, *last))
+                .collect();
+            if !rest.is_empty() {
+                left.0.insert(*timeline, rest);
             }
         }
         left
@@ -149,6 +188,21 @@ mod tests {
         let left = everything.without(&line);
         let ranges: Vec<_> = left.iter().map(|(t, range)| (t.get(), range)).collect();
         assert_eq!(ranges, [(1, (0, 2)), (1, (6, 9)), (2, (0, 4))]);
+    }
+
+    #[test]
+    fn what_lies_outside_of_the_ranges_is_left() {
+        let ranges: Ranges = [(9, 12), (3, 4), (5, 5)].into_iter().collect();
+        assert_eq!(ranges.0, [(3, 5), (9, 12)]);
+        assert_eq!(ranges.outside(1, 20), [(1, 2), (6, 8), (13, 20)]);
+        assert_eq!(ranges.outside(4, 10), [(6, 8)]);
+        assert_eq!(ranges.outside(9, 12), []);
+        assert_eq!(Ranges::default().outside(7, 7), [(7, 7)]);
+        let up: Ranges = [(5, u64::MAX)].into_iter().collect();
+        assert_eq!(up.outside(3, u64::MAX), [(3, 4)]);
+        assert_eq!(up.outside(u64::MAX, u64::MAX), []);
+        let inside: Vec<u64> = (0..14).filter(|n| ranges.contains(*n)).collect();
+        assert_eq!(inside, [3, 4, 5, 9, 10, 11, 12]);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::expired::Ranges;
+use super::segments::Ranges;
 use crate::postgres::{SegmentName, SegmentSize, WalFileName};
 use crate::storage::ObjectInfo;
 
@@ -52,6 +52,11 @@ impl TimelineWal {
     pub fn run_with(&self, number: u64) -> Option<&SegmentRun> {
         let at = self.runs.partition_point(|run| run.last < number);
         self.runs.get(at).filter(|run| run.first <= number)
+    }
+
+    /// Whether all segments from number `first` to `last` are here.
+    pub fn holds(&self, first: u64, last: u64) -> bool {
+        self.run_with(first).is_some_and(|run| run.last >= last)
     }
 
     /// First and last number of the segments that are missing between two runs. What only

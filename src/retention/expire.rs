@@ -14,15 +14,16 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::inventory::{CLOCK_TOLERANCE, Inventory};
-use super::plan::{Circumstances, Other, Plan, plan};
+use super::plan::{Circumstances, Other, Plan, SystemPlan, plan};
 use crate::config::RetentionConfig;
 use crate::error::{Error, Result};
 use crate::postgres::SegmentName;
-use crate::repository::keys::{self, BackupId, BackupKind};
+use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::segments::SegmentSet;
 use crate::repository::tombstones::{DoomedBackup, DoomedWal, Tombstone};
 use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
+use crate::time::signed;
 
 /// No look is older than a quarter of the wait when something is deleted by it, within these
 /// bounds.
@@ -196,9 +197,9 @@ impl Run<'_, '_> {
                 self.touch(due, |tombstone| tombstone.names_backup(id, backup));
                 self.delete_backup(&system, backup, objects).await?;
             }
+            let size = going.segment_size;
             let mut doomed = SegmentSet::default();
             for range in due.iter().flat_map(|(_, tombstone)| &tombstone.wal) {
-                let size = self.size_of(&system).await?;
                 if range.system_id == id
                     && let (Ok(first), Ok(last)) =
                         (range.first.number(size), range.last.number(size))
@@ -211,11 +212,7 @@ impl Run<'_, '_> {
                 planned.add(range.timeline, range.first_number, range.last_number);
             }
             let doomed = planned.within(&doomed);
-            if !doomed.is_empty()
-                && !self
-                    .delete_wal(&system, due, &doomed, going.wal_stays_since)
-                    .await?
-            {
+            if !doomed.is_empty() && !self.delete_wal(&system, due, &doomed, &going).await? {
                 return Ok(false);
             }
         }
@@ -226,10 +223,6 @@ impl Run<'_, '_> {
     fn touch(&mut self, due: &[(String, Tombstone)], names: impl Fn(&Tombstone) -> bool) {
         let naming = due.iter().filter(|(_, tombstone)| names(tombstone));
         self.touched.extend(naming.map(|(key, _)| key.clone()));
-    }
-
-    async fn size_of(&self, system: &System) -> Result<crate::postgres::SegmentSize> {
-        Ok(system.known_record().await?.segment_size)
     }
 
     /// The marker goes first: from then on there is no such backup, and what is left of it is
@@ -257,9 +250,9 @@ impl Run<'_, '_> {
         system: &System,
         due: &[(String, Tombstone)],
         doomed: &SegmentSet,
-        stays_since: Option<Timestamp>,
+        plan: &SystemPlan,
     ) -> Result<bool> {
-        let size = self.size_of(system).await?;
+        let (size, stays_since) = (plan.segment_size, plan.wal_stays_since);
         let mut keys = Vec::new();
         let mut gone = Vec::new();
         for (timeline, range) in doomed.iter() {
@@ -348,7 +341,7 @@ impl Run<'_, '_> {
 
 /// The WAL of a plan that no tombstone names yet.
 fn unnamed<'a>(
-    system: &super::plan::SystemPlan,
+    system: &SystemPlan,
     known: impl Iterator<Item = &'a (String, Tombstone)>,
 ) -> Vec<DoomedWal> {
     let known: Vec<&DoomedWal> = known.flat_map(|(_, tombstone)| &tombstone.wal).collect();
@@ -375,25 +368,13 @@ fn unnamed<'a>(
 
 /// Puts a small object, and holds the time that the store gives it against ours.
 async fn compare_clocks(repository: &Repository, settings: &Settings<'_>) -> Result<()> {
-    let random: u64 = rand::random();
-    let key = format!("{}/clock-{random:016x}", keys::leases(settings.cluster));
-    let store = repository.store();
-    let before = (settings.clock)();
-    store
-        .put(&key, bytes::Bytes::from_static(b"clock\n"))
+    let skew = repository
+        .clock_skew(settings.cluster, settings.clock)
         .await?;
-    let found = store.head(&key).await;
-    let after = (settings.clock)();
-    store.delete(&key).await?;
-    let stored = found?
-        .ok_or_else(|| {
-            Error::failed("an object was written and is not there").at(repository.place())
-        })?
-        .modified;
-    if stored + CLOCK_TOLERANCE >= before && stored <= after + CLOCK_TOLERANCE {
+    if skew.abs() <= CLOCK_TOLERANCE {
         return Ok(());
     }
-    let apart = stored.duration_since(before).unsigned_abs().as_secs();
+    let apart = skew.unsigned_abs().as_secs();
     Err(Error::refused(format!(
         "the store's clock and this host's are {apart} s apart: nothing is deleted"
     ))
@@ -424,8 +405,4 @@ async fn sweep(repository: &Repository, settings: &Settings<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }

@@ -13,7 +13,7 @@ use crate::postgres::{SegmentSize, SystemId, TimelineId};
 use crate::repository::catalogue::Catalogue;
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::line::Archived;
-use crate::repository::marker::Marker;
+use crate::repository::marker::{FoldedObjects, Marker};
 use crate::repository::pins::{Pin, StoredPin};
 use crate::repository::segments::SegmentSet;
 pub use crate::repository::tombstones::CLOCK_TOLERANCE;
@@ -54,7 +54,7 @@ pub struct SystemInventory {
 /// A finished backup.
 #[derive(Clone)]
 pub struct BackupState {
-    /// Its marker, without the list of objects: that may be long.
+    /// Its marker, without the list of objects.
     pub marker: Marker,
     /// When it ended: by the server's clock, and no later than the marker was stored.
     pub ended: Timestamp,
@@ -91,7 +91,7 @@ impl Inventory {
 
 impl SystemInventory {
     async fn load(system: &System, now: Timestamp) -> Result<Self> {
-        let catalogue = Catalogue::load(system).await?;
+        let (catalogue, named) = Catalogue::load_and(system, Marker::folded_objects).await?;
         let archived = catalogue.everything_archived().await?;
         let size = catalogue.record.segment_size;
         let directories = list_backups(system, now).await?;
@@ -101,27 +101,24 @@ impl SystemInventory {
         for run in runs {
             not_from_the_future(system, now, run.last_stored, "WAL")?;
         }
-        let mut stored = SegmentSet::default();
+        let mut stored = segments(&archived);
         for (timeline, wal) in &archived {
-            for run in &wal.runs {
-                stored.add(*timeline, run.first, run.last);
-            }
             for number in &wal.beside {
                 stored.add(*timeline, *number, *number);
             }
         }
-        let mut markers: BTreeMap<BackupId, Marker> = catalogue
+        let mut markers: BTreeMap<BackupId, (Marker, FoldedObjects)> = catalogue
             .backups
             .into_iter()
-            .map(|marker| (marker.id.clone(), marker))
+            .zip(named)
+            .map(|(marker, named)| (marker.id.clone(), (marker, named)))
             .collect();
         let (mut backups, mut unfinished) = (Vec::new(), Vec::new());
         for (id, directory) in directories {
-            if let Some(mut marker) = markers.remove(&id) {
+            if let Some((marker, named)) = markers.remove(&id) {
                 let marked = directory.marked.unwrap_or(directory.newest);
-                let restorable =
-                    directory.holds_all_of(&marker) && has_own_wal(&marker, &archived, size);
-                marker.objects = Vec::new();
+                let restorable = (directory.objects == named || holds_all_of(system, &id).await?)
+                    && has_own_wal(&marker, &archived, size);
                 backups.push(BackupState {
                     ended: marker.stop_time.min(marked),
                     restorable,
@@ -149,13 +146,7 @@ impl SystemInventory {
 
     /// The archived segments, without what lies beside them.
     pub fn segments(&self) -> SegmentSet {
-        let mut segments = SegmentSet::default();
-        for (timeline, wal) in &self.archived {
-            for run in &wal.runs {
-                segments.add(*timeline, run.first, run.last);
-            }
-        }
-        segments
+        segments(&self.archived)
     }
 
     /// The newest timeline, as PostgreSQL's `latest` finds it.
@@ -183,12 +174,21 @@ impl PinState {
     }
 }
 
+fn segments(archived: &Archived) -> SegmentSet {
+    let mut segments = SegmentSet::default();
+    for (timeline, wal) in archived {
+        for run in &wal.runs {
+            segments.add(*timeline, run.first, run.last);
+        }
+    }
+    segments
+}
+
 /// Whether the WAL that a backup itself needs is there, and nobody disputes it.
 fn has_own_wal(marker: &Marker, archived: &Archived, size: SegmentSize) -> bool {
     let (first, last) = marker.own_wal();
     archived.get(&marker.timeline).is_some_and(|wal| {
-        wal.run_with(first).is_some_and(|run| run.last >= last)
-            && wal.first_conflict(first, last, size).is_none()
+        wal.holds(first, last) && wal.first_conflict(first, last, size).is_none()
     })
 }
 
@@ -202,18 +202,20 @@ struct Directory {
     newest: Timestamp,
     /// When the marker was stored.
     marked: Option<Timestamp>,
-    /// Keys below the directory, with their sizes.
-    objects: BTreeMap<String, u64>,
+    /// All but the marker, by their keys below the directory.
+    objects: FoldedObjects,
 }
 
-impl Directory {
-    fn holds_all_of(&self, marker: &Marker) -> bool {
-        let mut objects = marker.objects.iter();
-        objects.all(|object| self.objects.get(&object.key) == Some(&object.size))
+/// Whether all that the marker names is there. To be asked where the directory holds more or
+/// less than that: what a dead writer left in it is no harm.
+async fn holds_all_of(system: &System, id: &BackupId) -> Result<bool> {
+    match system.marker(id).await? {
+        Some(marker) => Ok(system.missing_object(&marker).await?.is_none()),
+        None => Ok(false),
     }
 }
 
-/// Everything below `backups`, by one listing.
+/// Everything below `backups`, by one listing. Memory grows with the number of backups.
 async fn list_backups(system: &System, now: Timestamp) -> Result<BTreeMap<BackupId, Directory>> {
     let root = system.keys().backups();
     let mut directories: BTreeMap<BackupId, Directory> = BTreeMap::new();
@@ -228,22 +230,22 @@ async fn list_backups(system: &System, now: Timestamp) -> Result<BTreeMap<Backup
         let Some(id) = keys::backup_of_key(&root, &key) else {
             continue;
         };
-        let below = key.split_at(system.keys().backup(&id).len()).1;
-        let below = below.trim_start_matches('/').to_owned();
         let is_marker = key == system.keys().marker(&id);
         if is_marker {
             not_from_the_future(system, now, modified, &format!("the marker of backup {id}"))?;
         }
+        let below = key.split_at(system.keys().backup(&id).len()).1;
+        let below = below.trim_start_matches('/');
         let directory = directories.entry(id).or_insert_with(|| Directory {
             newest: modified,
             marked: None,
-            objects: BTreeMap::new(),
+            objects: FoldedObjects::default(),
         });
         directory.newest = directory.newest.max(modified);
-        if is_marker {
-            directory.marked = Some(modified);
+        match is_marker {
+            true => directory.marked = Some(modified),
+            false => directory.objects.add(below, size),
         }
-        directory.objects.insert(below, size);
     }
     Ok(directories)
 }

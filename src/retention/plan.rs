@@ -12,7 +12,7 @@ use super::lines::{self, Line, Which};
 use super::rules::{self, Keeps};
 use super::wanted::wanted;
 use crate::config::RetentionConfig;
-use crate::postgres::{SegmentName, SystemId, TimelineId};
+use crate::postgres::{SegmentName, SegmentSize, SystemId, TimelineId};
 use crate::repository::keys::BackupId;
 use crate::repository::leases::{Lease, Work};
 use crate::repository::segments::SegmentSet;
@@ -72,6 +72,9 @@ pub struct Plan {
 pub struct SystemPlan {
     /// The system identifier.
     pub system_id: SystemId,
+    /// Its segment size.
+    #[serde(skip)]
+    pub segment_size: SegmentSize,
     /// Why nothing of it goes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nothing_goes: Vec<String>,
@@ -180,6 +183,7 @@ fn plan_system(
     let running = held.iter().filter(|lease| lease.work == Work::Backup);
     SystemPlan {
         system_id: system.id,
+        segment_size: system.segment_size,
         backups: backups.collect(),
         unfinished: abandoned.map(|u| u.id.clone()).collect(),
         wal: going

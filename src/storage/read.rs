@@ -19,6 +19,7 @@ use object_store::{GetOptions, GetRange, GetResult, GetResultPayload};
 use super::error::{ErrorKind, Failure, StorageError};
 use super::judge::{certainly_absent, judge};
 use super::{Inner, Store};
+use crate::digest::{StoredDigest, StoredHasher};
 
 const READ: &str = "read";
 
@@ -33,6 +34,17 @@ pub struct ObjectStream {
     /// How many bytes will arrive.
     pub size: u64,
     stream: BoxStream<'static, Result<Bytes, StorageError>>,
+}
+
+impl ObjectStream {
+    /// SHA-256 of all that is still to arrive.
+    pub async fn digest(mut self) -> Result<StoredDigest, StorageError> {
+        let mut hasher = StoredHasher::default();
+        while let Some(piece) = self.next().await {
+            hasher.update(&piece?);
+        }
+        Ok(hasher.finish())
+    }
 }
 
 impl Stream for ObjectStream {

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use evidence::{Candidate, Conflict, conflicts};
 
-use crate::digest::{PlainDigest, PlainHasher, StoredDigest, StoredHasher};
+use crate::digest::{PlainDigest, PlainHasher, StoredDigest};
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::archive_status;
 use crate::postgres::control::ControlFile;
@@ -374,14 +374,10 @@ async fn move_aside(system: &System, object: WalObject) -> Result<()> {
 
 /// SHA-256 of an object's bytes. None where it is absent.
 async fn stored(store: &Store, key: &str) -> Result<Option<StoredDigest>> {
-    let Some(mut stream) = store.get_stream(key).await? else {
-        return Ok(None);
-    };
-    let mut hasher = StoredHasher::default();
-    while let Some(piece) = stream.next().await {
-        hasher.update(&piece?);
+    match store.get_stream(key).await? {
+        Some(stream) => Ok(Some(stream.digest().await?)),
+        None => Ok(None),
     }
-    Ok(Some(hasher.finish()))
 }
 
 async fn copy(store: &Store, from: &str, to: &str) -> Result<()> {

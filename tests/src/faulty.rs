@@ -13,6 +13,15 @@ pub const FAULTS: [&str; 16] = [
     "truncate", "break", "garble", "longer", "empty",
 ];
 
+/// Where stores are called without a program of ours around them.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
 /// One way to fail.
 #[derive(Debug, Clone)]
 pub struct Case {

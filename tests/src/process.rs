@@ -386,6 +386,22 @@ pub fn kill_tree(root: u32) {
     }
 }
 
+/// Waits until the process ends, and returns the most memory that it ever had, in KiB. What it
+/// took in its last moments may be missed.
+pub fn peak_memory(running: &mut Running) -> u64 {
+    let mut peak = 0;
+    while running.is_running() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()));
+        let line = status.ok().and_then(|status| {
+            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        peak = line.unwrap_or(0).max(peak);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    peak
+}
+
 /// Waits until `condition` holds. Panics after `limit`, naming what was waited for.
 #[track_caller]
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {

@@ -63,6 +63,21 @@ impl Site {
         }
     }
 
+    /// The same with a second push target, called `second`, and this at the top of its
+    /// configuration.
+    #[track_caller]
+    pub fn with_second(mut self, top: &str) -> (Self, Stored) {
+        let root = self.scratch.directory("second");
+        self.config = ConfigFile::new()
+            .top(top)
+            .cluster(&self.cluster)
+            .repository(Repository::local("near", self.near.root()))
+            .repository(Repository::local("second", &root))
+            .write(&self.scratch);
+        seawall(&self.config).arg("init").run().success();
+        (self, Stored::at(&root))
+    }
+
     /// The same, running.
     #[track_caller]
     pub fn start(mut self) -> Self {

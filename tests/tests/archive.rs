@@ -16,19 +16,6 @@ use seawall_tests::{
 /// The segment that initdb leaves behind, and that no server has to run for.
 const FIRST: &str = "000000010000000000000001";
 
-/// A cluster with two push targets.
-fn with_two_repositories() -> (Site, Stored) {
-    let mut site = Site::of(15);
-    let root = site.scratch.directory("second");
-    site.config = ConfigFile::new()
-        .cluster(&site.cluster)
-        .repository(Repository::local("near", site.near.root()))
-        .repository(Repository::local("second", &root))
-        .write(&site.scratch);
-    seawall(&site.config).arg("init").run().success();
-    (site, Stored::at(&root))
-}
-
 fn write(path: &Path, content: &[u8]) {
     std::fs::write(path, content).unwrap();
     give_to_owner(path);
@@ -36,7 +23,7 @@ fn write(path: &Path, content: &[u8]) {
 
 #[test]
 fn zero_means_that_every_push_target_holds_the_very_bytes_under_the_documented_key() {
-    let (site, second) = with_two_repositories();
+    let (site, second) = Site::of(15).with_second("");
     site.push(FIRST).success();
     let content = std::fs::read(site.wal(FIRST)).unwrap();
     let system = std::fs::read_dir(site.near.path("main")).unwrap();
@@ -65,7 +52,7 @@ fn zero_means_that_every_push_target_holds_the_very_bytes_under_the_documented_k
 #[test]
 fn the_same_file_again_is_a_success_and_writes_nothing() {
     use std::os::unix::fs::MetadataExt;
-    let (site, second) = with_two_repositories();
+    let (site, second) = Site::of(15).with_second("");
     site.push(FIRST).success();
     let seen = |repository: &Stored| {
         let file = repository.path(&repository.one_wal(FIRST));
@@ -187,7 +174,7 @@ fn a_segment_of_another_cluster_in_the_same_repository_under_the_same_name_is_re
 
 #[test]
 fn one_push_target_down_is_a_failure_and_the_same_call_repairs_it() {
-    let (site, second) = with_two_repositories();
+    let (site, second) = Site::of(15).with_second("");
     for leave_empty_directory in [false, true] {
         let file = if leave_empty_directory {
             name(3)

@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 use seawall_tests::postgres::Stop;
 use seawall_tests::segment::name;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{
-    Archiver, Cluster, ConfigFile, PostgresVersion, Repository, Site, Stored, pgbench, seawall,
-    wait_until,
-};
+use seawall_tests::{Archiver, Cluster, PostgresVersion, Site, Stored, pgbench, wait_until};
 
 /// No store answers: whatever needs one fails.
 const NOBODY: &str = "any=403";
@@ -17,20 +14,6 @@ const NOBODY: &str = "any=403";
 /// Small segments keep it quick.
 fn site() -> Site {
     Site::with(Cluster::builder(PostgresVersion::find(15)).segment_size(1))
-}
-
-/// A site with a second push target, and this at the top of its configuration.
-fn with_two(archive_ack: &str) -> (Site, Stored) {
-    let mut site = site();
-    let root = site.scratch.directory("second");
-    site.config = ConfigFile::new()
-        .top(&format!("archive_ack = {archive_ack}"))
-        .cluster(&site.cluster)
-        .repository(Repository::local("near", site.near.root()))
-        .repository(Repository::local("second", &root))
-        .write(&site.scratch);
-    seawall(&site.config).arg("init").run().success();
-    (site, Stored::at(&root))
 }
 
 fn stored(near: &Stored, numbers: impl IntoIterator<Item = u64>) -> usize {
@@ -174,7 +157,7 @@ fn where_the_server_is_the_first_process_nothing_is_left_running() {
 
 #[test]
 fn one_dead_repository_holds_up_nobody_where_any_is_enough_and_is_brought_what_it_lacks() {
-    let (site, second) = with_two("\"any\"");
+    let (site, second) = site().with_second("archive_ack = \"any\"");
     let archiver = Archiver::of(&site);
     archiver.make(1..=5);
     second.unmount(false);
@@ -206,7 +189,7 @@ fn one_dead_repository_holds_up_nobody_where_any_is_enough_and_is_brought_what_i
 
 #[test]
 fn a_hanging_repository_costs_one_wait_and_not_one_for_each_file() {
-    let (site, _second) = with_two("1");
+    let (site, _second) = site().with_second("archive_ack = 1");
     let archiver = Archiver::of(&site);
     archiver.make(1..=4);
     let started = Instant::now();
@@ -228,7 +211,7 @@ fn a_hanging_repository_costs_one_wait_and_not_one_for_each_file() {
 
 #[test]
 fn with_all_a_dead_repository_fails_the_call_and_the_others_get_the_file() {
-    let (site, second) = with_two("\"all\"");
+    let (site, second) = site().with_second("archive_ack = \"all\"");
     let archiver = Archiver::of(&site);
     archiver.make(1..=2);
     second.unmount(false);
@@ -242,7 +225,7 @@ fn with_all_a_dead_repository_fails_the_call_and_the_others_get_the_file() {
 
 #[test]
 fn other_content_in_one_repository_fails_the_call_whatever_is_enough() {
-    let (site, second) = with_two("\"any\"");
+    let (site, second) = site().with_second("archive_ack = \"any\"");
     let archiver = Archiver::of(&site);
     archiver.make([1]);
     archiver.ask(1).success();
@@ -256,7 +239,7 @@ fn other_content_in_one_repository_fails_the_call_whatever_is_enough() {
 
 #[test]
 fn what_a_repository_lacks_that_was_not_needed_is_a_gap_there() {
-    let (site, second) = with_two("\"any\"");
+    let (site, second) = site().with_second("archive_ack = \"any\"");
     let archiver = Archiver::of(&site);
     archiver.make(1..=3);
     archiver.ask(1).success();
@@ -289,7 +272,7 @@ fn what_was_archived_ahead_is_not_believed_with_another_configuration() {
 
 #[test]
 fn a_repository_is_brought_what_it_lacks_also_where_nothing_is_archived_ahead() {
-    let (site, second) = with_two("1");
+    let (site, second) = site().with_second("archive_ack = 1");
     let mut text = std::fs::read_to_string(site.config.path()).unwrap();
     text.push_str("[archive]\nahead = 0\nmemory = \"5MB\"\n");
     std::fs::write(site.config.path(), text).unwrap();
@@ -308,7 +291,7 @@ fn a_repository_is_brought_what_it_lacks_also_where_nothing_is_archived_ahead() 
 
 #[test]
 fn a_repository_that_was_away_when_the_process_began_gets_all_while_the_server_is_busy() {
-    let (site, second) = with_two("1");
+    let (site, second) = site().with_second("archive_ack = 1");
     let archiver = Archiver::of(&site);
     archiver.make(1..=24);
     second.unmount(false);

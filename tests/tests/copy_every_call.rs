@@ -9,7 +9,7 @@ use seawall::repository::health::{Needed, examine};
 use seawall::repository::{Repository, System};
 use seawall::storage::simulated::{Gate, SimulatedClock, SimulatedObjects};
 use seawall::storage::{Created, RetryPolicy, Store, StoreSettings};
-use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
+use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, runtime, with_plan};
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{Cluster, Site};
 
@@ -60,15 +60,7 @@ async fn soundness(repository: &Repository) -> (usize, u64) {
             "{:?}",
             catalogue.unreadable
         );
-        let needed: Vec<Needed> = catalogue
-            .backups
-            .iter()
-            .map(|backup| Needed {
-                timeline: backup.timeline,
-                start: backup.start_lsn,
-                stop: backup.stop_lsn,
-            })
-            .collect();
+        let needed: Vec<Needed> = catalogue.backups.iter().map(Needed::of).collect();
         let survey = system.survey(record.segment_size).await.expect("it lists");
         let illnesses = examine(&survey, &needed);
         assert!(illnesses.is_empty(), "{illnesses:?}");
@@ -78,7 +70,10 @@ async fn soundness(repository: &Repository) -> (usize, u64) {
                 "{} has no WAL",
                 backup.id
             );
-            for object in &backup.objects {
+            let marker = system.marker(&backup.id).await.expect("it reads");
+            let objects = marker.expect("it is committed").objects;
+            assert!(!objects.is_empty());
+            for object in &objects {
                 let key = format!("{}/{}", system.keys().backup(&backup.id), object.key);
                 let bytes = repository.store().get(&key).await.expect("it reads");
                 let bytes = bytes.expect("a committed backup is whole");
@@ -132,14 +127,6 @@ async fn one_case(source: &Source, case: &Case) -> bool {
         assert!(lag.is_none(), "{case}: {lag:?}");
     }
     whole
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
 
 #[test]
@@ -318,7 +305,7 @@ async fn expire(system: &System, timeline: TimelineId, range: (u64, u64)) {
 }
 
 #[test]
-fn what_retention_removed_on_either_side_is_no_gap_at_the_copy_and_does_not_come_again() {
+fn what_retention_removed_on_either_side_is_no_gap_and_comes_to_the_copy_again_only_by_its_rules() {
     let source = Source::make();
     let plan = || "any@999999=refused".parse().unwrap();
     let (far, _) = with_plan(&new_memory(), impatient(), &plan());
@@ -336,28 +323,52 @@ fn what_retention_removed_on_either_side_is_no_gap_at_the_copy_and_does_not_come
         assert!(between.0 <= between.1, "{between:?}");
         let first = TimelineId::FIRST;
 
-        // At the copy: what it let go is neither lacking nor brought again.
+        // At the copy: what it let go is neither lacking nor brought again, as long as its rules
+        // would let it go again.
+        let full = |number| RetentionConfig {
+            full: Some(number),
+            ..RetentionConfig::default()
+        };
         source.copier(&far).once().await.unwrap();
         let aim = far.system("main", near.id());
-        expire(&aim, first, between).await;
-        assert!(
-            lag(&near, &aim, &RetentionConfig::default())
-                .await
-                .unwrap()
-                .is_none()
-        );
-        let again = source.copier(&far);
-        again.once().await.unwrap();
-        assert_eq!(again.report().wal_objects, 0, "{:?}", again.report());
-        soundness(&far).await;
-        // With its WAL a backup is let go, too.
         let id = catalogue.backups[0].id.clone();
-        aim.store().delete(&aim.keys().marker(&id)).await.unwrap();
-        expire(&aim, first, (1, between.1)).await;
-        let again = source.copier(&far);
-        again.once().await.unwrap();
-        assert!(again.report().backups.is_empty(), "{:?}", again.report());
-        assert_eq!(soundness(&far).await.0, 1);
+        let again = async |rules: RetentionConfig| {
+            let lacks = lag(&near, &aim, &rules).await.unwrap();
+            let copier = source.copier(&far).with_rules(rules.clone());
+            copier.once().await.unwrap();
+            assert!(lag(&near, &aim, &rules).await.unwrap().is_none());
+            let done = copier.report();
+            assert_eq!(
+                lacks.segments > 0,
+                done.wal_objects > 0,
+                "{lacks:?} {done:?}"
+            );
+            assert_eq!(lacks.backups, done.backups, "{done:?}");
+            (done, soundness(&far).await.0)
+        };
+        expire(&aim, first, between).await;
+        let (done, backups) = again(full(1)).await;
+        assert_eq!((done.wal_objects, backups), (0, 2), "{done:?}");
+        // With its WAL a backup is let go, too. Its objects are left, as they are where its WAL
+        // was removed while they were still arriving.
+        let let_go = async || {
+            aim.store().delete(&aim.keys().marker(&id)).await.unwrap();
+            expire(&aim, first, (1, between.1)).await;
+        };
+        let_go().await;
+        let (done, backups) = again(full(1)).await;
+        assert_eq!((done.wal_objects, backups), (0, 1), "{done:?}");
+        // What the rules keep comes again, its WAL and all behind it: there is no gap.
+        let whole = soundness(&source.repository).await.1;
+        for rules in [full(2), RetentionConfig::default()] {
+            let (done, backups) = again(rules).await;
+            assert!(done.wal_objects > 0 && done.found_objects > 0, "{done:?}");
+            assert_eq!((&done.backups, backups), (&vec![id.clone()], 2));
+            let wal = aim.timeline_wal(first, size, number(0, 0)).await.unwrap();
+            assert_eq!(wal.runs.len(), 1, "{wal:?}");
+            let_go().await;
+        }
+        assert!(soundness(&far).await.1 < whole);
 
         // At the source: a new copy puts the same on record, and misses nothing.
         expire(&near, first, between).await;

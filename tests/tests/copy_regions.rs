@@ -6,8 +6,10 @@ use seawall::copy::{Copier, Settings};
 use seawall::repository::Repository as Opened;
 use seawall::storage::testing::GarageServer;
 use seawall::storage::{CopyLimits, ServerSide, Store};
+use seawall_tests::faulty::runtime;
 use seawall_tests::judge;
 use seawall_tests::ledger::Target;
+use seawall_tests::process::peak_memory;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
     Cluster, ConfigFile, Fault, FaultProxy, Garage, Ledger, Moment, PostgresVersion, Repository,
@@ -24,14 +26,6 @@ fn cluster(scratch: &Scratch, repositories: &[Repository]) -> (Cluster, seawall_
     cluster.archive_with(&config);
     cluster.start();
     (cluster, config)
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
 
 /// Bytes that no store compresses.
@@ -379,16 +373,7 @@ fn a_large_object_is_sent_in_bounded_memory() {
     let mut running = copy
         .with(|run| run.timeout(Duration::from_secs(300)))
         .start();
-    let mut peak = 0;
-    while running.is_running() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()));
-        let line = status.ok().and_then(|status| {
-            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-        peak = line.unwrap_or(0).max(peak);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let peak = peak_memory(&mut running);
     let copied = running.wait().success().json()["repositories"][0]["copied"].clone();
     assert!(
         copied["backup_bytes"].as_u64().unwrap() > 300 << 20,

@@ -17,7 +17,7 @@ use seawall::repository::keys::BackupId;
 use seawall::storage::RetryPolicy;
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
-use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
+use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, runtime, with_plan};
 use seawall_tests::job::files_below;
 use seawall_tests::scratch::give_tree_to_owner;
 use seawall_tests::site::PATIENCE;
@@ -114,14 +114,6 @@ fn chosen(number: u64, seed: Option<&mut Seed>, count: usize) -> Vec<Case> {
     (0..count)
         .map(|_| cases.swap_remove(seed.below(cases.len() as u64) as usize))
         .collect()
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
 }
 
 fn restores_survive_every_call(mut seed: Option<Seed>) {

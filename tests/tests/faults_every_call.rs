@@ -18,7 +18,7 @@ use seawall::storage::RetryPolicy;
 use seawall::storage::fault::FaultPlan;
 use seawall::wal::fetch::{Ahead, Fetched, Request, Spool, Turn, fetch, prefetch};
 use seawall::wal::push::{Engine, Outcome, WalFile};
-use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, with_plan};
+use seawall_tests::faulty::{Case, cases_at, impatient, new_memory, runtime, with_plan};
 use seawall_tests::segment::name;
 use seawall_tests::{Cluster, PostgresVersion, Scratch, Segment};
 
@@ -173,14 +173,6 @@ impl Files {
         }
         fetched.map_err(|error| error.to_string())
     }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
 }
 
 /// Runs `test` for every case at every call, until a number is reached that no call has. How

@@ -28,7 +28,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("doctor",     "config postgres storage repository wal retention copy"),
     // Packages of their own: the restore, and the drill, which uses it.
     ("seawall_restore", "config postgres storage repository wal backup"),
-    ("seawall_drill",   "config postgres storage repository wal backup seawall_restore"),
+    ("seawall_drill",   "config postgres storage repository wal backup heartbeat seawall_restore"),
     // Runs everything on its schedule.
     ("daemon",     "config postgres storage repository wal backup copy retention"),
     // Arguments and exit codes. Only the programs themselves know it.

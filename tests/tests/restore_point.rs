@@ -13,18 +13,10 @@ use seawall_tests::{
 /// A running site with a second push target, a table and no backup.
 fn two(archive_ack: &str) -> (Site, Stored) {
     let builder = Cluster::builder(PostgresVersion::find(15)).segment_size(1);
-    let mut site = Site::with(builder);
-    let root = site.scratch.directory("second");
-    site.config = ConfigFile::new()
-        .top(&format!("archive_ack = {archive_ack}"))
-        .cluster(&site.cluster)
-        .repository(Repository::local("near", site.near.root()))
-        .repository(Repository::local("second", &root))
-        .write(&site.scratch);
-    seawall(&site.config).arg("init").run().success();
+    let (site, second) = Site::with(builder).with_second(&format!("archive_ack = {archive_ack}"));
     let site = site.start();
     site.cluster.sql("CREATE TABLE t (what text)");
-    (site, Stored::at(&root))
+    (site, second)
 }
 
 fn back_up_into(site: &Site, repositories: &[&str]) {

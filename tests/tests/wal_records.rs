@@ -168,6 +168,12 @@ fn seen(record: &WalRecord) -> Option<Seen> {
             time: None,
             name: String::new(),
         },
+        Content::Message { prefix, text } => Seen {
+            action: "MESSAGE".to_owned(),
+            xid: 0,
+            time: None,
+            name: format!("{prefix}: {} bytes", text.len()),
+        },
         Content::Tablespace(_) => return None,
     })
 }
@@ -209,7 +215,8 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
         ];
         let running = line.contains("rmgr: Standby") && action == "RUNNING_XACTS";
         let ends = transaction && ends.contains(&action);
-        if !(point || running || ends) {
+        let message = line.contains("rmgr: LogicalMessage");
+        if !(point || running || ends || message) {
             continue;
         }
         let mut seen = Seen {
@@ -222,6 +229,14 @@ fn dumped(cluster: &Cluster, first: &str) -> Option<BTreeMap<Lsn, Seen>> {
                 String::new()
             },
         };
+        if message {
+            // "MESSAGE transactional, prefix \"x\"; payload (7 bytes): 79 79 …"
+            let (_, rest) = rest.split_once("prefix \"").unwrap();
+            let (prefix, rest) = rest.split_once("\"; payload (").unwrap();
+            let length = rest.split(" bytes").next().unwrap();
+            seen.name = format!("{prefix}: {length} bytes");
+            seen.xid = 0;
+        }
         if running {
             let (_, oldest) = rest.split_once("oldestRunningXid ").unwrap();
             let digits: String = oldest.chars().take_while(char::is_ascii_digit).collect();
@@ -292,7 +307,7 @@ fn finds_what_pg_waldump_and_sql_say(major: u32, logical: bool) {
                 time
             }
             Content::Transaction(transaction) => &transaction.time,
-            Content::Running { .. } | Content::Tablespace(_) => continue,
+            Content::Running { .. } | Content::Tablespace(_) | Content::Message { .. } => continue,
         };
         let micros = time.as_microsecond();
         assert!(before.0 <= micros && micros <= after.0, "{record:?}");

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use seawall_tests::process::peak_memory;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::stored::digest;
 use seawall_tests::{Cluster, Output, PostgresVersion, Segment, Site, wait_until};
@@ -343,16 +344,7 @@ fn segments_of_128_mib_are_verified_in_a_fraction_of_their_size() {
     }
     let call = site.seawall("wal").args(["verify", "--jobs", "2"]);
     let mut running = call.start();
-    let mut peak = 0;
-    while running.is_running() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()));
-        let line = status.ok().and_then(|status| {
-            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-        peak = line.unwrap_or(0).max(peak);
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    let peak = peak_memory(&mut running);
     let verified = running.wait();
     // Their records end at once: each is whole, and none goes on from the one before.
     assert!(verified.exits_with(3).stdout.contains("3 objects"));

@@ -47,11 +47,24 @@ impl Evidence {
         });
     }
 
+    /// Records a command that was ended before its end, for lack of time.
+    pub fn add_ended(
+        &self,
+        program: &std::path::Path,
+        arguments: &[&str],
+        started: (Timestamp, Instant),
+    ) {
+        self.push(Step {
+            command: as_typed(program, arguments),
+            started: started.0,
+            seconds: round(started.1.elapsed().as_secs_f64()),
+            exit: None,
+        });
+    }
+
     /// Runs a command to its end and records it. It is killed if this is given up.
     pub async fn run(&self, program: &std::path::Path, arguments: &[&str]) -> Result<Ran> {
-        let words = std::iter::once(program.to_string_lossy())
-            .chain(arguments.iter().map(|word| quoted(word).into()));
-        let command = words.collect::<Vec<_>>().join(" ");
+        let command = as_typed(program, arguments);
         let started = (Timestamp::now(), Instant::now());
         let output = tokio::process::Command::new(program)
             .args(arguments)
@@ -92,6 +105,12 @@ impl Evidence {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .push(step);
     }
+}
+
+fn as_typed(program: &std::path::Path, arguments: &[&str]) -> String {
+    let words = std::iter::once(program.to_string_lossy())
+        .chain(arguments.iter().map(|word| quoted(word).into()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Milliseconds are enough.

@@ -5,17 +5,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use jiff::Timestamp;
-use seawall::cli::drill::{DrillArgs, DrillCommand, HistoryArgs};
+use seawall::cli::drill::{self, DrillArgs, DrillCommand, HistoryArgs};
 use seawall::cli::{self, siblings, start_logging};
 use seawall::durable;
 use seawall::error::{Error, Exit, IoContext, Result};
+use seawall::postgres::recovery::RecoveryTarget;
 use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
-use seawall_drill::drill::Drill;
+use seawall_drill::drill::loss::Primary;
+use seawall_drill::drill::{Drill, Scenario};
 use seawall_drill::history::{self, History};
+use seawall_drill::random_time;
+use seawall_drill::rehearsal::Script;
 use seawall_drill::render;
 use seawall_drill::report::Report;
 use seawall_drill::scratch::{self, Scratch};
+use seawall_drill::total_loss::{self, Walls};
+use seawall_restore::system_for;
 
 fn main() -> ExitCode {
     cli::main(|| {
@@ -30,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &DrillArgs) -> Result<Exit> {
-    let failed_at = args.failed_at.unwrap_or_else(Timestamp::now);
+    let mut failed_at = args.failed_at.unwrap_or_else(Timestamp::now);
     let config = args.common.load()?;
     let (cluster_name, cluster) = config.cluster(args.common.cluster.as_deref())?;
     let wanted: Vec<String> = args.repository.clone().into_iter().collect();
@@ -39,7 +45,24 @@ fn run(args: &DrillArgs) -> Result<Exit> {
         .first()
         .copied()
         .ok_or_else(|| Error::usage("no repository is configured"))?;
-    let request = args.target.request(args.exclusive)?;
+    let mut request = args.target.request(args.exclusive)?;
+    let scenario = match args.scenario {
+        drill::Scenario::Restore => Scenario::Restore,
+        drill::Scenario::TotalLoss => Scenario::TotalLoss,
+        drill::Scenario::Rehearsal => Scenario::Rehearsal,
+    };
+    let total_loss = scenario == Scenario::TotalLoss;
+    if total_loss && args.measure_loss {
+        return Err(Error::usage("a total loss leaves no primary to ask")
+            .hint("leave out --measure-loss, or name another scenario"));
+    }
+    let script = match (&args.rehearsal.sql, scenario) {
+        (Some(path), Scenario::Rehearsal) => Some(Script::read(path)?),
+        (Some(_), _) => {
+            return Err(Error::usage("--sql is for --scenario rehearsal"));
+        }
+        (None, _) => None,
+    };
     let fetch = siblings::path_of("seawall-fetch")?;
     let account = if privileges::is_root() {
         Some(Account::of_postgresql([cluster.data_directory.as_path()])?)
@@ -70,8 +93,35 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     // Dropped last, after the runtime with all its threads has ended.
     let mut scratch = Scratch::new(&parent)?;
     scratch::sweep_dead(&parent);
+    // Before the first thread: what is given up here, all that comes is without.
+    let walls = match total_loss {
+        true => Some(Walls::build(cluster, &config, repository, scratch.path())?),
+        false => None,
+    };
     let exit = cli::run(async {
+        if let Some(walls) = &walls {
+            total_loss::require(&walls.prove(cluster).await)?;
+        }
+        let primary = match args.measure_loss {
+            true => Some(Primary::ask(cluster).await?),
+            false => None,
+        };
+        if let Some(primary) = &primary {
+            failed_at = primary.asked;
+        }
+        let rules = &repository.retention;
         let repository = Repository::open(repository)?;
+        let mut drawn = None;
+        if args.random_time {
+            let system = system_for(&repository, cluster_name, &request).await?;
+            let (moment, from) = random_time::draw(&system, rules, args.seed, failed_at).await?;
+            cli::say(&format!(
+                "drew {moment} from {} to {}, with --seed {}",
+                from.from, from.until, from.seed
+            ));
+            request.target = RecoveryTarget::Time(moment);
+            drawn = Some(from);
+        }
         let drill = Drill {
             config: &config,
             cluster_name,
@@ -79,6 +129,13 @@ fn run(args: &DrillArgs) -> Result<Exit> {
             repository: &repository,
             request,
             failed_at,
+            drawn,
+            scenario,
+            migration: script
+                .as_ref()
+                .map(|script| (script, args.rehearsal.database.as_deref())),
+            walls: walls.as_ref(),
+            primary,
             trigger: args.trigger.clone(),
             fetch,
         };

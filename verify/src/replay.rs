@@ -1,7 +1,6 @@
 //! Following a recovery by the server's log: when replay began, when the cluster was
 //! consistent, when the target was reached, and why it failed if it did.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -32,8 +31,8 @@ pub struct Replay {
     pub ready: Option<Timestamp>,
     /// Segments that came from the archive.
     pub segments: u64,
-    /// Every file that came from the archive.
-    pub restored: BTreeSet<String>,
+    /// Every file that came from the archive, in order; one may come more than once.
+    pub restored: Vec<String>,
     /// Why recovery failed.
     pub failure: Option<String>,
 }
@@ -60,7 +59,7 @@ impl Replay {
                 RecoveryEvent::Ready => replay.ready = Some(time),
                 RecoveryEvent::Restored(name) => {
                     replay.segments += 1;
-                    replay.restored.insert(name);
+                    replay.restored.push(name);
                 }
                 RecoveryEvent::Failed(failure) => {
                     // The first says why; what follows are its consequences.

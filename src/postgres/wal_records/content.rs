@@ -3,7 +3,8 @@
 //! Facts, the same in PostgreSQL 14 to 18 where nothing else is said: `XLogRecord` in
 //! `src/include/access/xlogrecord.h`; `xl_xact_commit` and what follows it in `xact.h`, in the
 //! order of `ParseCommitRecord` in `xactdesc.c`; `xl_xact_prepare` in `xact.h`;
-//! `xl_restore_point` in `xlog_internal.h`; `xl_running_xacts` in `storage/standbydefs.h`;
+//! `xl_restore_point` in `xlog_internal.h`; `xl_logical_message` in
+//! `replication/message.h`; `xl_running_xacts` in `storage/standbydefs.h`;
 //! `xl_tblspc_create_rec` in
 //! `commands/tablespace.h`; the numbers of resource managers in `access/rmgrlist.h`.
 
@@ -25,8 +26,9 @@ const TRANSACTIONS: u8 = 1;
 const TABLESPACES: u8 = 5;
 /// `RM_STANDBY_ID`.
 const STANDBY: u8 = 8;
-/// The last manager of PostgreSQL's own; those of extensions have 128 and more.
-const LAST_MANAGER: u8 = 21;
+/// `RM_LOGICALMSG_ID`, the last manager of PostgreSQL's own; those of extensions have 128 and
+/// more.
+const MESSAGES: u8 = 21;
 /// `XLOG_RESTORE_POINT`.
 const RESTORE_POINT: u8 = 0x70;
 /// `XLOG_RUNNING_XACTS`.
@@ -57,7 +59,7 @@ impl Header {
     pub(super) fn parse(record: &[u8]) -> Option<Self> {
         let header: &[u8; RECORD_HEADER_SIZE] = record.first_chunk()?;
         let manager = header[17];
-        let known = manager <= LAST_MANAGER || manager >= 128;
+        let known = manager <= MESSAGES || manager >= 128;
         known.then_some(Self {
             length: u32_at(header, 0)?,
             xid: u32_at(header, 4)?,
@@ -75,6 +77,7 @@ impl Header {
             TRANSACTIONS => action(self.info).is_some(),
             TABLESPACES => self.creates_tablespace(),
             STANDBY => self.info & 0xF0 == RUNNING,
+            MESSAGES => true,
             _ => false,
         }
     }
@@ -95,6 +98,7 @@ pub(super) fn parse(record: &[u8], major: u32) -> Option<Content> {
         TRANSACTIONS => transaction(&header, data, major).map(Content::Transaction),
         // Two counts and whether there are more come before the next id, and then this one.
         STANDBY => u32_at(data, 16).map(|oldest| Content::Running { oldest }),
+        MESSAGES => message(data),
         _ => tablespace(data).map(Content::Tablespace),
     }
 }
@@ -177,6 +181,21 @@ fn restore_point(data: &[u8]) -> Option<Content> {
     let name = name.split(|byte| *byte == 0).next()?;
     let name = String::from_utf8_lossy(name).into_owned();
     Some(Content::RestorePoint { name, time })
+}
+
+/// Database, whether it is transactional, and two lengths come before the prefix with its
+/// zero byte, and the text.
+fn message(data: &[u8]) -> Option<Content> {
+    let length = |at| usize::try_from(u64_at(data, at)?).ok();
+    let (prefix, text) = (length(8)?, length(16)?);
+    let end = 24_usize.checked_add(prefix)?;
+    let text = data.get(end..end.checked_add(text)?)?;
+    let prefix = data.get(24..end)?.strip_suffix(b"\0")?;
+    let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    Some(Content::Message {
+        prefix: utf8(prefix)?,
+        text: utf8(text)?,
+    })
 }
 
 /// One in place, below the data directory, has an empty path.

@@ -49,6 +49,13 @@ pub enum Content {
     },
     /// A tablespace outside the data directory.
     Tablespace(CreatedTablespace),
+    /// What `pg_logical_emit_message` wrote, with a prefix and text of UTF-8.
+    Message {
+        /// The prefix.
+        prefix: String,
+        /// The text.
+        text: String,
+    },
 }
 
 /// The end of a transaction, or its preparation.

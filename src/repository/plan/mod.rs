@@ -41,7 +41,7 @@ pub struct Request {
 /// How a recovery will go.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The backup to start from.
+    /// The backup to start from, with its list of objects.
     pub backup: Marker,
     /// The timeline to follow.
     pub history: TimelineHistory,
@@ -161,13 +161,24 @@ impl<'a> Planner<'a> {
             ));
         }
         Ok(Plan {
-            backup: backup.clone(),
+            backup: self.with_objects(backup).await?,
             history: self.history.clone(),
             wal_end: self.end_of(&line, last),
             broken_behind: line.broken.is_some(),
             segments: line.segments,
             wal_end_stored: stored,
             warnings: std::mem::take(&mut self.warnings),
+        })
+    }
+
+    /// The backup with the list of its objects, which the catalogue does not hold: its marker
+    /// is read once more.
+    async fn with_objects(&self, backup: &Marker) -> Result<Marker> {
+        let system = self.catalogue.system();
+        let marker = system.marker_if_finished(&backup.id).await?.transpose()?;
+        marker.ok_or_else(|| {
+            let gone = format!("backup {} was deleted a moment ago", backup.id);
+            Error::failed(gone).at(system.place()).retryable(true)
         })
     }
 

@@ -99,6 +99,7 @@ fn show(version: PostgresVersion, scratch: &Scratch) {
 
     steps.begin("total loss: kill -9, and every file of the server is deleted");
     let archived = cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let failed = Moment::now();
     cluster.destroy();
     drop(load);
     ledger.stop();
@@ -109,13 +110,26 @@ fn show(version: PostgresVersion, scratch: &Scratch) {
     let restored = restore(&mut steps, &config, scratch, &cluster, target);
     prove(&mut steps, restored, &ledger, target);
 
-    steps.begin("seawall drill: the same, as a report for every day");
+    steps.begin("seawall drill --scenario total-loss: the same as a report, to the end of the WAL");
+    ask_for_every_commit(&config, &ledger, &archived);
     let report = scratch.directory("report");
     let drill = seawall(&config)
-        .args(["drill", "--report"])
+        .args([
+            "drill",
+            "--scenario",
+            "total-loss",
+            "--trigger",
+            "make demo",
+        ])
+        .args(["--failed-at", &failed.to_string()])
+        .arg("--report")
         .arg(&report)
         .with(|run| run.timeout(PATIENCE));
     steps.show(&drill.run().success());
+    steps.note(&format!(
+        "as a page: {} (KEEP=1 make demo keeps it)",
+        report.join("report.html").display()
+    ));
     steps.finish();
 }
 
@@ -193,15 +207,44 @@ fn told(judge: &str, judgement: &Judgement) -> String {
     }
 }
 
+/// A check for the drill: every commit that was acknowledged and archived, one by one.
+fn ask_for_every_commit(config: &Config, ledger: &Ledger, last_archived: &str) {
+    let end = end_of(last_archived).expect("a segment was archived");
+    // The position noted with a row lies before its commit, which may be in the next segment.
+    // What was acknowledged before another row was begun lies before that one's position.
+    let entries = ledger.entries();
+    let archived = entries
+        .values()
+        .filter(|entry| entry.acknowledged.as_ref().is_some_and(|a| a.after < end));
+    let newest = archived.map(|entry| entry.begun).max();
+    let ids: Vec<String> = entries
+        .values()
+        .filter(|entry| entry.acknowledged.as_ref().map(|a| a.at) < newest)
+        .filter(|entry| entry.acknowledged.is_some())
+        .map(|entry| format!("({})", entry.id))
+        .collect();
+    assert!(!ids.is_empty(), "no acknowledged commit is archived");
+    let check = format!(
+        "\n[[drill.check]]\nname = \"{} acknowledged commits, one by one: missing\"\n\
+         sql = \"SELECT count(*) FROM (VALUES {}) a (id) WHERE NOT EXISTS \
+         (SELECT FROM ledger l WHERE l.id = a.id)\"\nequals = \"0\"\n",
+        ids.len(),
+        ids.join(",")
+    );
+    let text = std::fs::read_to_string(config.path()).expect("the configuration");
+    std::fs::write(config.path(), text + &check).expect("the configuration is written");
+}
+
+/// Where a segment ends.
+fn end_of(segment: &str) -> Option<Lsn> {
+    let size = SegmentSize::DEFAULT;
+    let start = segment.parse::<SegmentName>().ok()?.start(size).ok()?;
+    Some(Lsn(start.0 + size.bytes()))
+}
+
 /// What recovery to the very end of the archive would have lost: the measured RPO.
 fn loss_at_the_end(ledger: &Ledger, last_archived: &str) -> String {
-    let size = SegmentSize::DEFAULT;
-    let Some(end) = last_archived
-        .parse::<SegmentName>()
-        .ok()
-        .and_then(|segment| segment.start(size).ok())
-        .map(|start| Lsn(start.0 + size.bytes()))
-    else {
+    let Some(end) = end_of(last_archived) else {
         return format!("RPO not measured: {last_archived} was archived last");
     };
     let entries = ledger.entries();

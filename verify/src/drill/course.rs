@@ -1,21 +1,26 @@
 //! What a drill has found so far, wherever it ends.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seawall::repository::catalogue::Plan;
+use jiff::Timestamp;
+use seawall::repository::catalogue::{Plan, Request};
 use seawall_restore::Restored;
 
+use super::copies::Holders;
+use super::loss::Findings;
 use super::recovery_time::RecoveryClock;
-use crate::checks::Check;
+use crate::checks::{Check, Rows};
 use crate::evidence::Evidence;
 use crate::instance::Instance;
 use crate::programs::Programs;
 use crate::replay::Replay;
-use crate::report::Rehearsal;
+use crate::report::{Isolation, Rehearsal};
 
 pub(super) struct Course {
+    pub(super) started: Timestamp,
     pub(super) plan: Plan,
+    /// What the plan is for: less than what was asked for, where archived WAL breaks off.
+    pub(super) request: Request,
     pub(super) programs: Programs,
     pub(super) postgres: PathBuf,
     pub(super) data: PathBuf,
@@ -26,14 +31,27 @@ pub(super) struct Course {
     pub(super) version: Option<String>,
     pub(super) clock: RecoveryClock,
     pub(super) checks: Vec<Check>,
-    pub(super) rows: BTreeMap<String, BTreeMap<String, u64>>,
+    pub(super) warnings: Vec<String>,
+    pub(super) rows: Rows,
     pub(super) rehearsal: Option<Rehearsal>,
+    pub(super) loss: Findings,
+    pub(super) walls: Vec<Isolation>,
+    pub(super) holders: Holders,
 }
 
 impl Course {
-    pub(super) fn new(plan: Plan, programs: Programs, postgres: PathBuf, scratch: &Path) -> Self {
+    pub(super) fn new(
+        started: Timestamp,
+        plan: Plan,
+        request: Request,
+        programs: Programs,
+        postgres: PathBuf,
+        scratch: &Path,
+    ) -> Self {
         Self {
+            started,
             plan,
+            request,
             programs,
             postgres,
             data: scratch.join("data"),
@@ -44,8 +62,12 @@ impl Course {
             version: None,
             clock: RecoveryClock::default(),
             checks: Vec::new(),
-            rows: BTreeMap::new(),
+            warnings: Vec::new(),
+            rows: Rows::new(),
             rehearsal: None,
+            loss: Findings::default(),
+            walls: Vec::new(),
+            holders: Holders::default(),
         }
     }
 }

@@ -1,14 +1,13 @@
 //! The sections of a drill's report, each from what the drill has found.
 
+use seawall::config::RepositoryConfig;
 use seawall::postgres::recovery::RecoveryTarget;
 use seawall::repository::catalogue::Plan;
 use sha2::Digest;
 
-use super::Drill;
 use super::course::Course;
-use crate::report::{
-    Digit, Digits, Environment, Identity, Isolation, Limits, Scope, Source, Target,
-};
+use super::{Drill, Scenario};
+use crate::report::{Environment, Identity, Isolation, Limits, Scope, Source, Target};
 use crate::scratch::Scratch;
 
 impl Drill<'_> {
@@ -26,32 +25,39 @@ impl Drill<'_> {
                 .ok()
                 .flatten()
                 .map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name),
-            host: nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            host: seawall::host::name(),
             command: std::env::args().collect(),
         }
     }
 
     pub(super) fn scope(&self) -> Scope {
+        let (scenario, words) = match self.scenario {
+            Scenario::Restore => ("restore", "the database is restored, as on any day"),
+            Scenario::TotalLoss => (
+                "total-loss",
+                "the primary, its disks and its network are gone: the drill had the repository and its own configuration, and nothing else",
+            ),
+            Scenario::Rehearsal => (
+                "rehearsal",
+                "a migration is tried on the restored copy, and each statement measured",
+            ),
+        };
         Scope {
-            scenario: "restore",
-            words: "the database is restored, as it would be on any day".to_owned(),
+            scenario,
+            words: words.to_owned(),
         }
-    }
-
-    pub(super) fn copies(&self) -> Digits {
-        Digits(Vec::<Digit>::new())
     }
 
     pub(super) fn source(&self, course: &Course) -> Source {
         let backup = &course.plan.backup;
         let restored = course.restored.as_ref();
+        let mut repositories = self.config.repository.iter();
+        let configured = repositories.find(|known| known.name == self.repository.name());
         Source {
             repository: self.repository.name().to_owned(),
             url: self.repository.store().url().to_owned(),
-            copy_of: None,
-            region: None,
+            copy_of: configured.and_then(|repository| repository.copy_from.clone()),
+            region: configured.and_then(region_of),
             backup_age_seconds: self.failed_at.duration_since(backup.stop_time).as_secs(),
             backup_timeline: backup.timeline,
             start_lsn: backup.start_lsn,
@@ -60,7 +66,7 @@ impl Drill<'_> {
             bytes: restored.map_or(0, |restored| restored.plain_bytes),
             fetched_bytes: restored.map_or(0, |restored| restored.fetched_bytes),
             wal_segments: course.replay.segments,
-            primary_touched: false,
+            primary_touched: self.primary.is_some(),
         }
     }
 
@@ -79,12 +85,12 @@ impl Drill<'_> {
         Target {
             kind,
             value,
-            drawn: None,
+            drawn: self.drawn,
             inclusive: self.request.inclusive,
             timeline: course.plan.history.timeline,
             reached_lsn: replay.redo_done.map(|(_, lsn)| lsn),
             reached_time: replay.last_transaction,
-            next_xid: None,
+            next_xid: course.loss.next_xid,
             why,
         }
     }
@@ -102,6 +108,13 @@ impl Drill<'_> {
             adapted: Vec::new(),
         }
     }
+}
+
+/// The region that a repository's options name.
+pub(super) fn region_of(repository: &RepositoryConfig) -> Option<String> {
+    let mut options = repository.options.iter();
+    let (_, region) = options.find(|(name, _)| name.ends_with("region"))?;
+    region.resolve().ok()
 }
 
 pub(super) fn target_words(target: &RecoveryTarget) -> (&'static str, Option<String>) {

@@ -1,0 +1,293 @@
+//! What a drill can play through: a random moment, a total loss, a migration; and what it
+//! measures of the loss.
+
+use std::time::Duration;
+
+use seawall_tests::cli::{drill, seawall};
+use seawall_tests::postgres::Cluster;
+use seawall_tests::process::Output;
+use seawall_tests::site::{PATIENCE, Site};
+use seawall_tests::version::PostgresVersion;
+use serde_json::Value;
+
+/// A cluster with a table of the times of its own commits, a backup, and WAL behind it.
+fn site(extra: &str) -> Site {
+    site_of(Cluster::builder(PostgresVersion::find(15)), extra)
+}
+
+fn site_of(builder: seawall_tests::postgres::Builder, extra: &str) -> Site {
+    let site = Site::configured(builder, |file| file.extra(extra)).start();
+    site.cluster
+        .sql("CREATE TABLE t (x bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz DEFAULT clock_timestamp(), v text DEFAULT 'some text')");
+    seawall(&site.config).arg("backup").run().success();
+    for _ in 0..20 {
+        site.cluster.sql("INSERT INTO t DEFAULT VALUES");
+    }
+    site.cluster.archive_all(PATIENCE);
+    site
+}
+
+fn run(site: &Site, arguments: &[&str]) -> Output {
+    drill(&site.config)
+        .args(["--json", "--scratch"])
+        .arg(site.scratch.directory("drills"))
+        .args(arguments)
+        .run()
+}
+
+fn wall<'a>(report: &'a Value, claim: &str) -> &'a Value {
+    let walls = report["environment"]["isolation"].as_array().unwrap();
+    walls
+        .iter()
+        .find(|wall| wall["claim"] == claim)
+        .unwrap_or_else(|| panic!("no wall {claim} in {walls:#?}"))
+}
+
+#[test]
+fn a_random_moment_is_drawn_from_what_is_promised_and_restored() {
+    let site = site(
+        "[[drill.check]]\nname = 'nothing newer'\nsql = \"SELECT count(*) FROM t\"\nat_least = 0\n",
+    );
+    let mut moments = Vec::new();
+    for seed in ["1", "2", "1"] {
+        let report = run(&site, &["--random-time", "--seed", seed])
+            .success()
+            .json();
+        let target = &report["target"];
+        let time = |value: &Value| -> jiff::Timestamp { value.as_str().unwrap().parse().unwrap() };
+        let moment = time(&target["value"]);
+        let drawn = &target["drawn"];
+        assert_eq!(drawn["seed"].to_string(), seed);
+        assert!(
+            time(&drawn["from"]) <= moment && moment < time(&drawn["until"]),
+            "{target}"
+        );
+        if let Some(reached) = target["reached_time"].as_str() {
+            let reached: jiff::Timestamp = reached.parse().unwrap();
+            assert!(reached <= moment, "{target}");
+        }
+        moments.push(moment);
+    }
+    assert_eq!(
+        moments[0], moments[2],
+        "the same seed draws the same moment"
+    );
+    assert_ne!(moments[0], moments[1]);
+    let clash = run(&site, &["--random-time", "--immediate"]);
+    clash.exits_with(2);
+}
+
+#[test]
+fn a_total_loss_is_drilled_without_the_primary_although_it_runs() {
+    let builder = Cluster::builder(PostgresVersion::find(15))
+        .tablespace("fast")
+        .config("log_connections", "on");
+    let site = site_of(builder, "");
+    let before = site.cluster.log().matches("connection received").count();
+    let report = run(&site, &["--scenario", "total-loss"]).success().json();
+    assert_eq!(report["scope"]["scenario"], "total-loss");
+    assert_eq!(report["source"]["primary_touched"], false);
+    for claim in [
+        "the primary's disks are unreadable",
+        "the primary cannot be reached",
+    ] {
+        assert_eq!(wall(&report, claim)["held"], true, "{report:#}");
+    }
+    let hidden = wall(&report, "the primary's disks are unreadable")["proof"].to_string();
+    let (_, tablespace) = &site.cluster.tablespaces()[0];
+    assert!(
+        hidden.contains(&tablespace.display().to_string()),
+        "{hidden}"
+    );
+    let after = site.cluster.log().matches("connection received").count();
+    assert_eq!(before, after, "the drill connected to the primary");
+    assert_eq!(site.cluster.sql("SELECT count(*) FROM t"), "20");
+
+    // What needs the primary's disks is no recovery from a total loss.
+    let inside = site.cluster.data().join("scratch");
+    std::fs::create_dir(&inside).unwrap();
+    seawall_tests::scratch::give_to_owner(&inside);
+    let refused = drill(&site.config)
+        .args(["--scenario", "total-loss", "--scratch"])
+        .arg(&inside)
+        .run();
+    let refused = refused.exits_with(4);
+    assert!(
+        refused.stderr.contains("would be lost with the primary"),
+        "{}",
+        refused.stderr
+    );
+    let asked = run(&site, &["--scenario", "total-loss", "--measure-loss"]);
+    asked.exits_with(2);
+}
+
+#[test]
+fn a_rehearsal_tells_of_each_statement_how_long_what_it_locked_and_what_it_wrote_anew() {
+    let site = site("");
+    site.cluster
+        .sql("INSERT INTO t (v) SELECT md5(n::text) FROM generate_series(1, 20000) n");
+    site.cluster.archive_all(PATIENCE);
+    let migration = "-- a migration\n\
+        ALTER TABLE t ADD COLUMN note text DEFAULT 'none';\n\
+        ALTER TABLE t ALTER COLUMN at TYPE text USING at::text;\n\
+        CREATE INDEX CONCURRENTLY t_v ON t (v);\n\
+        BEGIN;\n\
+        UPDATE t SET note = 'semi;colon' WHERE x < 10;\n\
+        SELECT pg_sleep(0.3);\n\
+        COMMIT;\n";
+    let file = site.scratch.file("migration.sql", migration);
+    let arguments = [
+        "--scenario",
+        "rehearsal",
+        "--sql",
+        &file.display().to_string(),
+    ];
+    let report = run(&site, &arguments).success().json();
+    let rehearsal = &report["rehearsal"];
+    assert_eq!(rehearsal["database"], "postgres");
+    let statements = rehearsal["statements"].as_array().unwrap();
+    let lines: Vec<u64> = statements
+        .iter()
+        .map(|s| s["line"].as_u64().unwrap())
+        .collect();
+    assert_eq!(lines, [2, 3, 4, 5, 6, 7, 8]);
+    let locks = |at: usize| statements[at]["locks"].to_string();
+    let rewritten = |at: usize| statements[at]["rewritten"].to_string();
+    // A default that is constant rewrites nothing.
+    assert!(locks(0).contains("AccessExclusiveLock") && locks(0).contains("reads and writes"));
+    assert_eq!(rewritten(0), "[]");
+    assert!(
+        rewritten(1).contains("\"public.t\"") && rewritten(1).contains("\"new\":false"),
+        "{}",
+        rewritten(1)
+    );
+    assert!(
+        statements[1]["wal_bytes"].as_u64().unwrap() > 100_000,
+        "{report:#}"
+    );
+    assert!(
+        rewritten(2).contains("\"public.t_v\"") && rewritten(2).contains("\"new\":true"),
+        "{}",
+        rewritten(2)
+    );
+    assert!(
+        locks(2).contains("ShareUpdateExclusiveLock"),
+        "{}",
+        locks(2)
+    );
+    assert!(!locks(2).contains("writes"), "{}", locks(2));
+    assert!(locks(4).contains("RowExclusiveLock"), "{}", locks(4));
+    let slept = statements[5]["seconds"].as_f64().unwrap();
+    assert!((0.3..5.0).contains(&slept), "{slept}");
+    assert!(
+        locks(5).contains("RowExclusiveLock"),
+        "held until the commit: {}",
+        locks(5)
+    );
+    // Production is as it was.
+    assert_eq!(
+        site.cluster
+            .sql("SELECT count(*) FROM pg_class WHERE relname = 't_v'"),
+        "0"
+    );
+
+    let file = site.scratch.file(
+        "wrong.sql",
+        "CREATE TABLE a ();\nALTER TABLE nowhere ADD x int;\nCREATE TABLE b ();",
+    );
+    let arguments = [
+        "--scenario",
+        "rehearsal",
+        "--sql",
+        &file.display().to_string(),
+    ];
+    let report = run(&site, &arguments).exits_with(3).json();
+    let reasons = report["reasons"].to_string();
+    assert!(
+        reasons.contains("the migration failed: line 2") && reasons.contains("nowhere"),
+        "{reasons}"
+    );
+    assert_eq!(report["rehearsal"]["not_run"], 1);
+
+    let file = site.scratch.file("psql.sql", "\\i other.sql");
+    let arguments = [
+        "--scenario",
+        "rehearsal",
+        "--sql",
+        &file.display().to_string(),
+    ];
+    let refused = run(&site, &arguments).exits_with(2);
+    assert!(refused.stderr.contains("line 1"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_script_is_cut_as_psql_cuts_it() {
+    let site = Site::of(15).start();
+    let text = "SELECT 1; SELECT ';' AS \"a;b\";\n\
+        /* ; /* ; */ */ DO $x$ BEGIN PERFORM 1; END; $x$;\n\
+        SELECT E'\\';' ; SELECT '\\' ; -- ;\n\
+        CREATE FUNCTION f(int DEFAULT 1) RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN $1 > 0 THEN 1 END; SELECT 2; END;\n\
+        CREATE TABLE r (x int); CREATE RULE ru AS ON INSERT TO r DO ALSO (SELECT 1; SELECT 2);\n\
+        BEGIN; SELECT 1 AS a$b; COMMIT;\n\
+        SELECT U&'d\\0061t;' ; SELECT 1\n";
+    let ours = seawall_drill::rehearsal::statements(text).unwrap();
+    let file = site.scratch.file("script.sql", text);
+    // It echoes each statement as it sends it, with its semicolon.
+    let output = site
+        .cluster
+        .client("psql")
+        .args(["-X", "-q", "-t", "-A", "-e", "-d", "postgres", "-f"])
+        .arg(&file)
+        .run();
+    let echoed = &output.success().stdout;
+    let mut rest = echoed.as_str();
+    for statement in &ours {
+        let at = rest
+            .find(&statement.sql)
+            .unwrap_or_else(|| panic!("psql did not send {:?} next:\n{rest}", statement.sql));
+        rest = &rest[at + statement.sql.len()..];
+        assert!(
+            rest.trim_start_matches(' ').starts_with([';', '\n']),
+            "psql sent more than {:?}",
+            statement.sql
+        );
+    }
+    assert_eq!(ours.len(), 13, "{ours:#?}");
+}
+
+#[test]
+fn with_a_heartbeat_the_age_of_what_was_recovered_is_known_and_the_loss_counted() {
+    let site = site("[objectives]\nrpo = '1h'\n");
+    let silent = run(&site, &[]).success().json();
+    assert_eq!(silent["rpo"]["upper_bound"], true);
+
+    for _ in 0..2 {
+        seawall(&site.config).arg("heartbeat").run().success();
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    site.cluster.archive_all(PATIENCE);
+    let lost = 37;
+    for _ in 0..lost {
+        site.cluster.sql("INSERT INTO t DEFAULT VALUES");
+    }
+    let report = run(&site, &["--measure-loss"]).success().json();
+    let rpo = &report["rpo"];
+    assert_eq!(rpo["upper_bound"], false, "{rpo:#}");
+    assert!(
+        rpo["method"].to_string().contains("a heartbeat every 1 s"),
+        "{rpo:#}"
+    );
+    assert_eq!(rpo["transactions"]["exact"], true);
+    let transactions = rpo["transactions"]["count"].as_u64().unwrap();
+    assert!((lost..lost + 3).contains(&transactions), "{rpo:#}");
+    let bytes = rpo["wal_bytes"]["count"].as_u64().unwrap();
+    assert!((lost * 100..1 << 20).contains(&bytes), "{rpo:#}");
+    assert_eq!(report["source"]["primary_touched"], true);
+    assert!(rpo["primary_clock_skew_seconds"].as_f64().unwrap().abs() < 1.0);
+    assert!(rpo["store_clock_skew_seconds"].as_f64().unwrap().abs() < 2.0);
+
+    // Without the primary the same is estimated, and says so.
+    let report = run(&site, &[]).success().json();
+    assert_eq!(report["rpo"]["transactions"]["exact"], false);
+    assert_eq!(report["source"]["primary_touched"], false);
+}
