@@ -4,6 +4,7 @@
 //! pg_control says what was in force; the files may say less: where a change waits for a
 //! restart, and where the settings come on the command line, as Patroni gives them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seawall::postgres::control::ControlFile;
@@ -31,20 +32,7 @@ pub(crate) fn too_low(
     control: &ControlFile,
     with_auto: bool,
 ) -> Vec<TooLow> {
-    let own = root.join("postgresql.conf");
-    let outside = marker
-        .configuration_files
-        .iter()
-        .find(|path| path.ends_with("/postgresql.conf"));
-    let main = match outside {
-        Some(outside) if !own.exists() => PathBuf::from(outside),
-        _ => own,
-    };
-    let mut assignments = Vec::new();
-    read(&main, 0, &mut assignments);
-    if with_auto {
-        read(&root.join("postgresql.auto.conf"), 0, &mut assignments);
-    }
+    let assignments = assignments(root, marker, with_auto);
     let floor = [
         ("max_connections", 100, control.max_connections),
         ("max_worker_processes", 8, control.max_worker_processes),
@@ -65,6 +53,30 @@ pub(crate) fn too_low(
             (found < needed).then_some(too_low)
         })
         .collect()
+}
+
+/// What the source's files set: the last line of each name. Call it before
+/// postgresql.auto.conf is written anew.
+pub(crate) fn assigned(root: &Path, marker: &Marker) -> BTreeMap<String, String> {
+    assignments(root, marker, true).into_iter().collect()
+}
+
+fn assignments(root: &Path, marker: &Marker, with_auto: bool) -> Vec<(String, String)> {
+    let own = root.join("postgresql.conf");
+    let outside = marker
+        .configuration_files
+        .iter()
+        .find(|path| path.ends_with("/postgresql.conf"));
+    let main = match outside {
+        Some(outside) if !own.exists() => PathBuf::from(outside),
+        _ => own,
+    };
+    let mut assignments = Vec::new();
+    read(&main, 0, &mut assignments);
+    if with_auto {
+        read(&root.join("postgresql.auto.conf"), 0, &mut assignments);
+    }
+    assignments
 }
 
 /// All that a file and its includes set, in PostgreSQL's order.
@@ -102,11 +114,14 @@ fn assignment(line: &str) -> Option<(String, String)> {
     let (name, rest) = line.split_at(end);
     let rest = rest.trim_start();
     let rest = rest.strip_prefix('=').unwrap_or(rest).trim_start();
-    let value = match rest.strip_prefix('\'') {
+    let quoted = rest.strip_prefix('\'');
+    let value = match quoted {
         Some(quoted) => quoted.split('\'').next()?,
         None => rest.split(|c: char| c.is_whitespace() || c == '#').next()?,
     };
-    (!name.is_empty() && !value.is_empty()).then(|| (name.to_ascii_lowercase(), value.to_owned()))
+    // An empty value in quotes takes an earlier one back.
+    let is_one = !name.is_empty() && (quoted.is_some() || !value.is_empty());
+    is_one.then(|| (name.to_ascii_lowercase(), value.to_owned()))
 }
 
 #[cfg(test)]

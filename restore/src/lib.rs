@@ -12,6 +12,7 @@ mod packs;
 mod settings;
 pub mod target;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,8 @@ pub struct Restored {
     pub release: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// What the source's configuration says, as far as the backup holds it.
+    pub source_settings: BTreeMap<String, String>,
     /// Says that the backup is in use. Recovery goes on needing WAL behind it after the restore:
     /// whoever called decides how long.
     pub lease: Option<Held>,
@@ -234,6 +237,7 @@ async fn write(
             setting.name, setting.found, setting.needed
         ));
     }
+    let source_settings = floor::assigned(target.root(), &plan.backup);
     let release = settings::write(target.root(), &plan, settings, &too_low)?;
     clock.end("configure", None);
 
@@ -256,6 +260,7 @@ async fn write(
         fetched_bytes: written.fetched_bytes,
         release,
         warnings,
+        source_settings,
         plan,
         lease: None,
     })

@@ -40,6 +40,8 @@ pub struct RestoreCommand {
     pub cluster: String,
     /// The repository that was restored from.
     pub repository: String,
+    /// Segments that are fetched at once at the most; absent: as configured.
+    pub jobs: Option<usize>,
 }
 
 impl RestoreCommand {
@@ -60,6 +62,10 @@ impl RestoreCommand {
         let left: Vec<String> = left(plan).iter().map(Left::to_string).collect();
         for left in &left {
             words.extend(["--left", left]);
+        }
+        let jobs = self.jobs.map(|jobs| jobs.to_string());
+        if let Some(jobs) = &jobs {
+            words.extend(["--jobs", jobs]);
         }
         // A standby follows whoever is promoted.
         let timeline = plan.history.timeline.to_string();

@@ -53,6 +53,9 @@ pub struct FetchArgs {
     /// is missing before a later timeline begins is a gap
     #[arg(long, value_name = "TIMELINE")]
     pub timeline: Option<TimelineId>,
+    /// Fetch at most so many segments at once [default: fetch.jobs]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
     /// What to do with WAL that creates a tablespace outside the data directory
     #[arg(long, value_name = "RULE", default_value = "allow")]
     pub new_tablespaces: NewTablespaces,
@@ -157,7 +160,10 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn of(args: &'a FetchArgs, destination: &'a Path, data_directory: &Path) -> Result<Self> {
         let name: WalFileName = args.name.parse()?;
-        let config = args.common.load()?;
+        let mut config = args.common.load()?;
+        if let Some(jobs) = args.jobs {
+            config.fetch.jobs = config.fetch.jobs.min(jobs.into());
+        }
         let (cluster, _) = config.cluster(args.common.cluster.as_deref())?;
         let cluster = cluster.to_owned();
         let control = ControlFile::read(data_directory).map_err(|error| {

@@ -34,6 +34,9 @@ pub struct DrillConfig {
     pub memory: Option<ByteSize>,
     /// The scratch directory may grow to this. Default: as long as there is space.
     pub disk: Option<ByteSize>,
+    /// How much less urgent than everything else on this host a drill is: nice(1)'s 0 to 19.
+    /// The RTO that it measures then is the one of a busy host.
+    pub nice: i32,
 }
 
 /// How much of the database pg_amcheck reads.
@@ -111,6 +114,9 @@ impl DrillConfig {
         }
         if self.processors == Some(0) {
             return Err("drill.processors must be at least 1".into());
+        }
+        if !(0..=19).contains(&self.nice) {
+            return Err("drill.nice must be from 0 to 19".into());
         }
         Ok(())
     }

@@ -65,6 +65,34 @@ impl DataDirectory {
     }
 }
 
+/// What of a cluster `directory` is, as its own name and content tell. It need not be one that
+/// anybody knows of.
+pub fn part_of_a_cluster(directory: &Path) -> Option<&'static str> {
+    let is_of_a_version = |name: &str| {
+        let mut parts = name.split('_');
+        let number = |part: Option<&str>| {
+            part.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+        };
+        parts.next() == Some("PG")
+            && number(parts.next())
+            && number(parts.next())
+            && parts.next().is_none()
+    };
+    // Each database's directory has this file, too.
+    if directory.join("PG_VERSION").is_file() {
+        return Some("a data directory of PostgreSQL");
+    }
+    if directory.join("archive_status").is_dir() {
+        return Some("a WAL directory of PostgreSQL");
+    }
+    let own = directory.file_name().and_then(|name| name.to_str());
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name());
+    let tablespace = own.is_some_and(is_of_a_version)
+        || names.any(|name| name.to_str().is_some_and(is_of_a_version));
+    tablespace.then_some("a tablespace of PostgreSQL")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,7 +113,7 @@ fn a_total_loss_is_drilled_without_the_primary_although_it_runs() {
         .run();
     let refused = refused.exits_with(4);
     assert!(
-        refused.stderr.contains("would be lost with the primary"),
+        refused.stderr.contains("data directory"),
         "{}",
         refused.stderr
     );

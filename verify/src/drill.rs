@@ -2,12 +2,14 @@
 
 mod copies;
 mod course;
+mod examine;
+mod guest;
 pub mod loss;
 mod recovery_time;
 mod sections;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
@@ -19,22 +21,23 @@ use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
 
-use crate::checks::{self, Check, Examination, Last};
+use crate::checks::{self, Check};
 use crate::evidence::{quoted, tail};
-use crate::instance::Instance;
+use crate::instance::{Instance, Start};
+use crate::isolation;
+use crate::limits::Limits;
+use crate::locales;
 use crate::programs::Programs;
-use crate::rehearsal::{self, Script};
+use crate::rehearsal::Script;
 use crate::replay;
 use crate::report::{Drawn, Report};
 use crate::scratch::Scratch;
 use crate::total_loss::Walls;
 use crate::{judge, report};
 use course::Course;
+use guest::Guest;
 use loss::Primary;
 use sections::target_words;
-
-/// Room for WAL and for what replay writes, besides the files of the backup.
-const SPARE_BYTES: u64 = 512 << 20;
 
 /// How much of the server's log a report keeps.
 const LOG_LINES: usize = 50;
@@ -78,6 +81,8 @@ pub struct Drill<'a> {
     pub trigger: String,
     /// Where `seawall-fetch` lies.
     pub fetch: PathBuf,
+    /// What it may use of this host.
+    pub limits: Limits,
 }
 
 /// What is left after a drill: the report, and the instance if it is to be kept.
@@ -103,10 +108,18 @@ impl Drill<'_> {
         let programs = Programs::find(plan.backup.major(), self.cluster.bin_directory.as_deref())?;
         let postgres = programs
             .get("postgres")
-            .ok_or_else(|| Error::failed("the program postgres is not installed"))?;
-        scratch.require_space(plan.backup.plain_bytes + SPARE_BYTES)?;
+            .ok_or_else(|| Error::failed(programs.missing("postgres")))?;
+        let guest = Guest::admit(self, &plan, scratch)?;
 
-        let mut course = Course::new(started, plan, request, programs, postgres, scratch.path());
+        let mut course = Course::new(
+            started,
+            plan,
+            request,
+            programs,
+            postgres,
+            scratch.path(),
+            guest,
+        );
         self.look_at_the_clock(&mut course).await;
         course.checks.extend(short);
         let unreadable = catalogue.unreadable.iter();
@@ -121,7 +134,18 @@ impl Drill<'_> {
             .repository
             .lease(self.cluster_name, Work::Drill, Some(system.id()), [backup])
             .await;
-        let broken = self.recover(&mut course, &system, scratch, keep).await;
+        let exceeded = course.guest.watch.exceeded();
+        let broken = tokio::select! {
+            done = self.recover(&mut course, &system, scratch, keep) => done,
+            why = exceeded => Err(Error::failed(why)),
+        };
+        if let (Err(_), Some(instance)) = (&broken, &mut course.instance)
+            && course.guest.watch.is_exceeded()
+        {
+            // Also with --keep: it must not go on growing where nobody watches.
+            course.guest.exceeded = true;
+            instance.end();
+        }
         lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         self.find_holders(&mut course).await;
@@ -164,11 +188,7 @@ impl Drill<'_> {
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
         course.clock.start();
-        let restored = restore(
-            system,
-            &self.restore_settings(&course.request, scratch.path()),
-        )
-        .await;
+        let restored = restore(system, &self.restore_settings(course, scratch.path())).await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.request, &course.data);
         course.evidence.add(words, step, exit);
@@ -190,13 +210,16 @@ impl Drill<'_> {
         // One moment on both clocks: the server's log is read by the second.
         let began = course.clock.now();
         let step = (Timestamp::now(), Instant::now());
-        let instance = course.instance.insert(Instance::start(
-            &course.postgres,
-            &course.data,
-            scratch.path(),
-            &course.plan.backup.superuser,
-            &self.config.drill.settings,
-        )?);
+        let source = guest::source_settings(course);
+        let instance = course.instance.insert(Instance::start(&Start {
+            postgres: &course.postgres,
+            data: &course.data,
+            scratch,
+            backup: &course.plan.backup,
+            share: &course.guest.share,
+            owner: &self.config.drill.settings,
+            source: &source,
+        })?);
         let command = instance.command().to_owned();
         let opened = replay::wait_until_open(instance, &mut course.replay).await;
         let exit = i32::from(!matches!(opened, Ok(Some(_))));
@@ -205,7 +228,7 @@ impl Drill<'_> {
         course
             .clock
             .add_replay(began, step.0, &course.replay, segment);
-        let Some(client) = opened? else {
+        let Some(client) = opened.map_err(locales::explain)? else {
             course.checks.extend(checks::never_open());
             return Ok(());
         };
@@ -213,90 +236,17 @@ impl Drill<'_> {
         course.version = client.query_text("SELECT version()").await?;
         course.clock.end_recovery("first query", first_query);
         self.look_at_the_end(course, system, &client).await?;
-        drop(client);
         let (plan, replay) = (&course.plan, &course.replay);
         let end = checks::end_of_wal(system, &course.request, plan, replay).await;
         let contiguity = checks::contiguity(plan, replay);
         let clocks = checks::clocks(plan, replay, self.failed_at);
         course.checks.extend([end, contiguity, clocks]);
+        self.look_around(course, scratch, &client).await?;
+        drop(client);
         let began = course.clock.now();
-        self.rehearse(course).await?;
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
         examined
-    }
-
-    /// Tries the migration, if there is one.
-    async fn rehearse(&self, course: &mut Course) -> Result<()> {
-        let (Some((script, database)), Some(instance)) = (self.migration, &course.instance) else {
-            return Ok(());
-        };
-        let started = (Timestamp::now(), Instant::now());
-        let rehearsal = rehearsal::run(instance, script, database).await?;
-        let last = rehearsal.statements.last();
-        let failed = last.and_then(|last| Some((last, last.error.as_ref()?)));
-        let words = format!(
-            "psql -d {} -f {}",
-            quoted(&rehearsal.database),
-            quoted(&script.path)
-        );
-        course
-            .evidence
-            .add(words, started, i32::from(failed.is_some()));
-        let mut check = match failed {
-            Some((last, error)) => {
-                let why = format!("line {} of {}: {error}", last.line, script.path);
-                Check::new("the migration", Outcome::Failed, why)
-            }
-            None => {
-                let well = format!(
-                    "{} statements in {} s",
-                    rehearsal.statements.len(),
-                    rehearsal.seconds
-                );
-                Check::new("the migration", Outcome::Passed, well)
-            }
-        };
-        check.seconds = rehearsal.seconds;
-        course.checks.push(check);
-        course.rehearsal = Some(rehearsal);
-        Ok(())
-    }
-
-    /// What PostgreSQL says of the restored database, and what the owner asks of it.
-    async fn examine(&self, course: &mut Course, keep: bool) -> Result<()> {
-        let Some(instance) = &mut course.instance else {
-            return Ok(());
-        };
-        let (programs, evidence) = (&course.programs, &course.evidence);
-        let last = match self.request.target {
-            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
-            _ => Last::none("a target was chosen, which may lie before the last drill's"),
-        };
-        let about = Examination {
-            config: &self.config.drill,
-            failed_at: self.failed_at,
-            last: &last,
-            jobs: self.config.restore.jobs,
-            programs,
-            evidence,
-        };
-        let findings = checks::examine(&about, instance).await;
-        course.checks.extend(findings.checks);
-        course.warnings.extend(findings.warnings);
-        course.rows = findings.rows;
-        if keep {
-            course.checks.push(Check::not_tested(
-                "page checksums",
-                "the instance keeps running",
-            ));
-            return Ok(());
-        }
-        instance.stop(Duration::from_secs(120)).await?;
-        let enabled = course.plan.backup.data_checksums;
-        let sums = checks::page_checksums(programs, &course.data, enabled, evidence).await?;
-        course.checks.push(sums);
-        Ok(())
     }
 
     /// The report of a drill that ended there, with the error that ended it, if one did.
@@ -310,16 +260,19 @@ impl Drill<'_> {
             .clock
             .recovery_time(self.config.objectives.rto, open, &course);
         let copies = self.copies(&course, open && failure.is_none());
-        let mut environment = self.environment(scratch);
-        environment
-            .isolation
-            .extend(std::mem::take(&mut course.walls));
-        let reasons = judge::reasons(
+        let mut environment = self.environment(&course, scratch);
+        let walls = std::mem::take(&mut course.walls);
+        environment.isolation.extend(walls);
+        let mut warnings = course.guest.warnings();
+        warnings.extend(course.instance.iter().flat_map(|i| i.warnings().to_vec()));
+        warnings.append(&mut course.warnings);
+        let mut reasons = judge::reasons(
             broken.as_deref().or(failure.as_deref()),
             &rpo,
             &rto,
             &course.checks,
         );
+        reasons.extend(isolation::failures(&environment.isolation));
         let server_log = course.instance.as_ref().map(Instance::log);
         let server_log = tail(&server_log.unwrap_or_default(), LOG_LINES);
         let report = Report {
@@ -347,27 +300,26 @@ impl Drill<'_> {
             copies,
             trend: Vec::new(),
             not_tested: report::never_tested(),
-            warnings: match course.restored {
-                Some(restored) => restored.warnings,
-                None => course.plan.warnings,
-            }
-            .into_iter()
-            .chain(course.warnings)
-            .collect(),
+            warnings: {
+                let of_restore = course.restored.map(|restored| restored.warnings);
+                warnings.extend(of_restore.unwrap_or(course.plan.warnings));
+                warnings
+            },
             evidence: course.evidence.steps(),
             server_log: server_log.lines().map(str::to_owned).collect(),
             teardown: String::new(),
         };
         Done {
             report,
-            instance: course.instance.filter(|_| open),
+            instance: course.instance.filter(|_| open && !course.guest.exceeded),
         }
     }
 
-    fn restore_settings(&self, request: &Request, scratch: &Path) -> Settings {
+    fn restore_settings(&self, course: &Course, scratch: &Path) -> Settings {
+        let share = &course.guest.share;
         Settings {
             to: scratch.join("data"),
-            request: request.clone(),
+            request: course.request.clone(),
             action: RecoveryAction::Promote,
             standby: false,
             archive: Archive::Off,
@@ -375,12 +327,13 @@ impl Drill<'_> {
             tablespaces: Tablespaces::AllUnder(scratch.join("tablespaces")),
             waldir: None,
             force: false,
-            jobs: self.config.restore.jobs,
+            jobs: share.restore_jobs,
             restore_command: RestoreCommand {
                 program: self.fetch.clone(),
                 config: self.config.path.clone(),
                 cluster: self.cluster_name.to_owned(),
                 repository: self.repository.name().to_owned(),
+                jobs: (share.fetch_jobs < self.config.fetch.jobs).then_some(share.fetch_jobs),
             },
         }
     }

@@ -1,6 +1,7 @@
 //! Evidence: every command that a drill ran, in order, with its time and exit status. The
 //! list is the runbook of the recovery, for a person to repeat.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -8,6 +9,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use seawall::error::{Error, Result};
 use serde::Serialize;
+
+use crate::libraries::NONE_IN_SESSIONS;
 
 /// One command, or one step that stands for a command.
 #[derive(Debug, Clone, Serialize)]
@@ -33,9 +36,21 @@ pub struct Ran {
 
 /// The steps so far.
 #[derive(Debug, Default)]
-pub struct Evidence(Mutex<Vec<Step>>);
+pub struct Evidence {
+    steps: Mutex<Vec<Step>>,
+    directory: Option<PathBuf>,
+}
 
 impl Evidence {
+    /// For commands that work in `directory`: the next drill finds what a killed one left
+    /// running by where it works.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            steps: Mutex::default(),
+            directory: Some(directory.to_owned()),
+        }
+    }
+
     /// Records a step that was not a command of its own.
     pub fn add(&self, command: String, started: (Timestamp, Instant), exit: i32) {
         let seconds = round(started.1.elapsed().as_secs_f64());
@@ -63,11 +78,16 @@ impl Evidence {
     }
 
     /// Runs a command to its end and records it. It is killed if this is given up.
-    pub async fn run(&self, program: &std::path::Path, arguments: &[&str]) -> Result<Ran> {
+    pub async fn run(&self, program: &Path, arguments: &[&str]) -> Result<Ran> {
         let command = as_typed(program, arguments);
         let started = (Timestamp::now(), Instant::now());
-        let output = tokio::process::Command::new(program)
+        let mut child = tokio::process::Command::new(program);
+        if let Some(directory) = &self.directory {
+            child.current_dir(directory);
+        }
+        let output = child
             .args(arguments)
+            .env("PGOPTIONS", NONE_IN_SESSIONS)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -93,14 +113,14 @@ impl Evidence {
 
     /// The steps so far, in order.
     pub fn steps(&self) -> Vec<Step> {
-        self.0
+        self.steps
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone()
     }
 
     fn push(&self, step: Step) {
-        self.0
+        self.steps
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .push(step);

@@ -1,8 +1,11 @@
 //! The scratch instance: PostgreSQL on the restored directory, reachable by a Unix socket in
-//! the scratch directory only, archiving nothing, stopped whatever happens.
+//! the drill's own directories only, archiving nothing, stopped whatever happens.
+
+mod settings;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,14 +16,35 @@ use nix::unistd::Pid;
 use seawall::durable;
 use seawall::error::{Error, IoContext, Result};
 use seawall::postgres::connection::{ConnectionString, Surroundings};
-use seawall::postgres::control::ControlFile;
-use seawall::postgres::recovery::setting;
 use seawall::postgres::sql::Client;
+use seawall::repository::marker::Marker;
 
 use crate::evidence::quoted;
+use crate::libraries;
+use crate::limits::Share;
+use crate::scratch::Scratch;
+use settings::Basis;
 
 /// The port is a part of the socket's name only.
 const PORT: &str = "5432";
+
+/// What an instance is started with.
+pub struct Start<'a> {
+    /// The server's program.
+    pub postgres: &'a Path,
+    /// The restored data directory.
+    pub data: &'a Path,
+    /// The drill's own directories.
+    pub scratch: &'a Scratch,
+    /// The backup that was restored.
+    pub backup: &'a Marker,
+    /// What it may take of the host.
+    pub share: &'a Share,
+    /// `[drill.settings]`.
+    pub owner: &'a BTreeMap<String, String>,
+    /// What the source's configuration says, as far as it was restored.
+    pub source: &'a BTreeMap<String, String>,
+}
 
 /// A running PostgreSQL on a scratch directory.
 pub struct Instance {
@@ -29,35 +53,54 @@ pub struct Instance {
     socket_directory: PathBuf,
     log: PathBuf,
     superuser: String,
+    session_options: String,
     kept: bool,
+    adapted: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Instance {
     /// Starts the server and returns at once; it is still recovering.
-    pub fn start(
-        postgres: &Path,
-        data: &Path,
-        scratch: &Path,
-        superuser: &str,
-        owner_settings: &BTreeMap<String, String>,
-    ) -> Result<Self> {
-        let own = scratch.join("server");
+    pub fn start(start: &Start) -> Result<Self> {
+        let own = start.scratch.server();
+        let sockets = start.scratch.socket_directory();
         std::fs::create_dir(&own).on("make", &own)?;
-        let settings = own.join("postgresql.conf");
-        let hba = own.join("pg_hba.conf");
-        let log = own.join("log");
-        let text = settings_text(data, &own, owner_settings)?;
+        std::fs::set_permissions(&own, Permissions::from_mode(0o700))
+            .on("set the mode of", &own)?;
+        let file = |name: &str| own.join(name);
+        let (settings, hba, ident, log) = (
+            file("postgresql.conf"),
+            file("pg_hba.conf"),
+            file("pg_ident.conf"),
+            file("log"),
+        );
+        let (text, mut adapted) = settings::settings(&Basis {
+            data: start.data,
+            server: &own,
+            sockets: &sockets,
+            major: start.backup.major(),
+            share: start.share,
+            owner: start.owner,
+            source: start.source,
+        })?;
+        let (left_out, warnings) = libraries::left_out(start.source, start.owner, start.postgres);
+        adapted.extend(left_out);
         durable::write_file(&settings, text.as_bytes(), 0o600).on("write", &settings)?;
         durable::write_file(&hba, b"local all all trust\n", 0o600).on("write", &hba)?;
+        File::create(&ident).on("create", &ident)?;
         let log_file = File::create(&log).on("create", &log)?;
-        let mut words = vec![postgres.display().to_string()];
-        words.extend(["-D".to_owned(), data.display().to_string()]);
         let config_file = format!("config_file={}", settings.display());
-        words.extend(["-c".to_owned(), config_file.clone()]);
+        let words = [
+            start.postgres.display().to_string(),
+            "-D".to_owned(),
+            start.data.display().to_string(),
+            "-c".to_owned(),
+            config_file.clone(),
+        ];
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        let child = Command::new(postgres)
+        let child = Command::new(start.postgres)
             .arg("-D")
-            .arg(data)
+            .arg(start.data)
             .arg("-c")
             .arg(config_file)
             .stdin(Stdio::null())
@@ -67,14 +110,17 @@ impl Instance {
             // A Ctrl-C at the terminal is for us; we end the server in order.
             .process_group(0)
             .spawn()
-            .on("run", postgres)?;
+            .on("run", start.postgres)?;
         Ok(Self {
             child,
             command: words.join(" "),
-            socket_directory: own,
+            socket_directory: sockets,
             log,
-            superuser: superuser.to_owned(),
+            superuser: start.backup.superuser.clone(),
+            session_options: libraries::session_options(start.owner),
             kept: false,
+            adapted,
+            warnings,
         })
     }
 
@@ -82,10 +128,11 @@ impl Instance {
     pub async fn connect(&self, database: &str) -> Result<Client> {
         let quoted = |word: &str| word.replace('\\', "\\\\").replace('\'', "\\'");
         let text = format!(
-            "host='{}' port={PORT} user='{}' dbname='{}' sslmode=disable",
+            "host='{}' port={PORT} user='{}' dbname='{}' options='{}' sslmode=disable",
             quoted(&self.socket_directory.to_string_lossy()),
             quoted(&self.superuser),
-            quoted(database)
+            quoted(database),
+            quoted(&self.session_options)
         );
         Client::connect(&ConnectionString::parse(
             &text,
@@ -109,6 +156,26 @@ impl Instance {
             "-U".to_owned(),
             self.superuser.clone(),
         ]
+    }
+
+    /// The postmaster's process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Where its socket lies.
+    pub fn socket_directory(&self) -> &Path {
+        &self.socket_directory
+    }
+
+    /// What had to be different from the source's server.
+    pub fn adapted(&self) -> &[String] {
+        &self.adapted
+    }
+
+    /// What a person should know who recovers on this host in earnest.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// What the server has logged so far.
@@ -142,63 +209,9 @@ impl Instance {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
-    }
-}
-
-/// Ends every process of this user that works in `directory`: the server of a drill that was
-/// killed, and what it runs. Each by its id, and only while its working directory says so.
-pub(crate) fn end_processes_in(directory: &Path) -> Result<()> {
-    let directory = directory.canonicalize().on("find", directory)?;
-    let postmaster = std::fs::read_to_string(directory.join("data/postmaster.pid"))
-        .ok()
-        .and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
-    for (signal, patience) in [(Signal::SIGQUIT, 10), (Signal::SIGKILL, 10)] {
-        let deadline = Instant::now() + Duration::from_secs(patience);
-        let mut told = Vec::new();
-        loop {
-            let left = processes_in(&directory);
-            if left.is_empty() {
-                return Ok(());
-            }
-            // An immediate shutdown by the postmaster ends the others; without one, each is
-            // told itself.
-            let leader = left.iter().find(|pid| Some(**pid) == postmaster);
-            let addressed: Vec<i32> = match (signal, leader) {
-                (Signal::SIGQUIT, Some(leader)) => vec![*leader],
-                _ => left,
-            };
-            for pid in addressed {
-                if !told.contains(&pid) {
-                    told.push(pid);
-                    let _ = kill(Pid::from_raw(pid), signal);
-                }
-            }
-            if Instant::now() >= deadline {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-    Err(Error::failed("the server of a dead drill does not end").at(directory.display()))
-}
-
-/// Processes whose working directory lies in `directory`, as far as this user may see.
-fn processes_in(directory: &Path) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory))
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid > 1)
-        .collect()
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        if self.kept || self.ended().is_some() {
+    /// Ends it at once, as a drill that is given up must.
+    pub fn end(&mut self) {
+        if self.ended().is_some() {
             return;
         }
         // Immediate shutdown; its children end with it. Its own process only, by its id.
@@ -213,65 +226,16 @@ impl Drop for Instance {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+
+    fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.pid()), signal);
+    }
 }
 
-/// Settings of our own, none of production's: they would name its places, its libraries and
-/// its memory. What recovery needs to be at least as large as on the source is read from the
-/// control file.
-fn settings_text(
-    data: &Path,
-    own: &Path,
-    owner_settings: &BTreeMap<String, String>,
-) -> Result<String> {
-    let control = ControlFile::read(data)?;
-    let at_least = |least: i32, there: i32| there.max(least).to_string();
-    let own = own.display().to_string();
-    let mut settings: BTreeMap<&str, String> = [
-        ("data_directory", data.display().to_string()),
-        ("hba_file", format!("{own}/pg_hba.conf")),
-        ("ident_file", format!("{own}/pg_ident.conf")),
-        ("listen_addresses", String::new()),
-        ("port", PORT.to_owned()),
-        ("unix_socket_directories", own.clone()),
-        ("unix_socket_permissions", "0700".to_owned()),
-        ("archive_mode", "off".to_owned()),
-        // A subscription's workers would connect to its publisher, and take its changes.
-        ("max_logical_replication_workers", "0".to_owned()),
-        // Nobody reads during recovery, so the source's limits need not be met exactly.
-        ("hot_standby", "off".to_owned()),
-        ("max_connections", at_least(50, control.max_connections)),
-        (
-            "max_worker_processes",
-            at_least(8, control.max_worker_processes),
-        ),
-        ("max_wal_senders", at_least(0, control.max_wal_senders)),
-        (
-            "max_prepared_transactions",
-            at_least(0, control.max_prepared_xacts),
-        ),
-        (
-            "max_locks_per_transaction",
-            at_least(64, control.max_locks_per_xact),
-        ),
-        ("logging_collector", "off".to_owned()),
-        ("log_destination", "stderr".to_owned()),
-        ("log_line_prefix", "%m ".to_owned()),
-        ("log_timezone", "UTC".to_owned()),
-        ("timezone", "UTC".to_owned()),
-        ("lc_messages", "C".to_owned()),
-        ("max_wal_size", "4GB".to_owned()),
-    ]
-    .into();
-    for (name, value) in owner_settings {
-        // What isolates the instance is not the owner's to change.
-        if !settings.contains_key(name.as_str()) {
-            settings.insert(name, value.clone());
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.end();
         }
     }
-    let mut text = String::new();
-    for (name, value) in settings {
-        text += &setting(name, &value)?;
-    }
-    std::fs::File::create(Path::new(&own).join("pg_ident.conf")).on("create", &own)?;
-    Ok(text)
 }

@@ -7,6 +7,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use seawall::cli::drill::{self, DrillArgs, DrillCommand, HistoryArgs};
 use seawall::cli::{self, siblings, start_logging};
+use seawall::config::DrillConfig;
 use seawall::durable;
 use seawall::error::{Error, Exit, IoContext, Result};
 use seawall::postgres::recovery::RecoveryTarget;
@@ -15,6 +16,8 @@ use seawall::repository::Repository;
 use seawall_drill::drill::loss::Primary;
 use seawall_drill::drill::{Drill, Scenario};
 use seawall_drill::history::{self, History};
+use seawall_drill::limits::Limits;
+use seawall_drill::place;
 use seawall_drill::random_time;
 use seawall_drill::rehearsal::Script;
 use seawall_drill::render;
@@ -74,6 +77,10 @@ fn run(args: &DrillArgs) -> Result<Exit> {
         .clone()
         .or_else(|| config.drill.scratch.clone())
         .unwrap_or_else(std::env::temp_dir);
+    place::refuse_inside_a_cluster(&parent, &cluster.data_directory, &repository.url)?;
+    let limits = limits(args, &config.drill);
+    // Before the first thread.
+    limits.take_hold()?;
     let reports = args
         .report
         .as_deref()
@@ -138,6 +145,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
             primary,
             trigger: args.trigger.clone(),
             fetch,
+            limits,
         };
         let mut done = drill.run(&scratch, args.keep).await?;
         let mut report = done.report;
@@ -183,6 +191,17 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     });
     drop(scratch);
     Ok(exit)
+}
+
+/// What the drill may use: arguments come before settings.
+fn limits(args: &DrillArgs, config: &DrillConfig) -> Limits {
+    let args = &args.limits;
+    Limits {
+        processors: args.processors.map(usize::from).or(config.processors),
+        memory: args.memory.or(config.memory).map(|size| size.as_u64()),
+        disk: args.disk.or(config.disk).map(|size| size.as_u64()),
+        nice: config.nice,
+    }
 }
 
 /// Makes the directory for the reports, as a directory of `account`.

@@ -7,7 +7,10 @@ use seawall::error::{Error, Result};
 
 /// The directory of PostgreSQL's programs of one major version.
 #[derive(Debug, Clone)]
-pub struct Programs(PathBuf);
+pub struct Programs {
+    directory: PathBuf,
+    major: u32,
+}
 
 impl Programs {
     /// Finds them: the configured directory, Debian's and Red Hat's places, then `$PATH`.
@@ -27,26 +30,49 @@ impl Programs {
                 .chain(std::env::split_paths(&path))
                 .collect(),
         };
-        candidates.into_iter().find(|directory| major_in(directory) == Some(major)).map(Self).ok_or_else(
-            || {
+        candidates
+            .into_iter()
+            .find(|directory| major_in(directory) == Some(major))
+            .map(|directory| Self { directory, major })
+            .ok_or_else(|| {
                 let error = Error::failed(format!("PostgreSQL {major} is not installed here"));
                 match configured {
                     Some(directory) => error
                         .at(directory.display())
                         .hint("bin_directory of the cluster must hold postgres of that version"),
                     None => error.hint(format!(
-                        "install the package postgresql-{major}, or set bin_directory for the cluster"
+                        "install {}, or set bin_directory for the cluster",
+                        package(major, "postgres")
                     )),
                 }
-            },
-        )
+            })
     }
 
     /// The program, if it is installed: server-only packages lack some.
     pub fn get(&self, name: &str) -> Option<PathBuf> {
-        let path = self.0.join(name);
+        let path = self.directory.join(name);
         path.is_file().then_some(path)
     }
+
+    /// That a program, or the extension amcheck, is missing, and what brings it.
+    pub fn missing(&self, name: &str) -> String {
+        format!(
+            "{name} is not installed: install {}",
+            package(self.major, name)
+        )
+    }
+}
+
+/// The packages with a program of that major version, as Debian and PostgreSQL's own RPMs
+/// divide them.
+fn package(major: u32, name: &str) -> String {
+    let (debian, rpm) = match name {
+        "pg_amcheck" => ("client-", "-contrib"),
+        "pg_verifybackup" => ("client-", "-server"),
+        "amcheck" => ("", "-contrib"),
+        _ => ("", "-server"),
+    };
+    format!("the package postgresql-{debian}{major} (RPM: postgresql{major}{rpm})")
 }
 
 /// The major version of `postgres` in that directory.

@@ -98,6 +98,7 @@ fn settings(
             config: config.path.clone(),
             cluster: cluster.to_owned(),
             repository: repository.to_owned(),
+            jobs: None,
         },
     })
 }

@@ -39,16 +39,13 @@ async fn find_and_run(
     let Some(program) = about.programs.get("pg_amcheck") else {
         return Ok(Check::not_tested(
             NAME,
-            "the program is not installed; PostgreSQL has it from 14 on",
+            about.programs.missing("pg_amcheck"),
         ));
     };
     let client = session::open(instance, "template1").await?;
     let available = "SELECT 1 FROM pg_available_extensions WHERE name = 'amcheck'";
     if client.query_text(available).await?.is_none() {
-        return Ok(Check::not_tested(
-            NAME,
-            "the extension amcheck is not installed on this host",
-        ));
+        return Ok(Check::not_tested(NAME, about.programs.missing("amcheck")));
     }
     drop(client);
     let call = Call {

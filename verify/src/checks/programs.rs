@@ -13,7 +13,7 @@ use crate::programs::Programs;
 pub async fn verify_backup(programs: &Programs, data: &Path, evidence: &Evidence) -> Result<Check> {
     const NAME: &str = "pg_verifybackup -n";
     let Some(program) = programs.get("pg_verifybackup") else {
-        return Ok(Check::not_tested(NAME, "the program is not installed"));
+        return Ok(Check::not_tested(NAME, programs.missing("pg_verifybackup")));
     };
     let started = Instant::now();
     let data = data.to_string_lossy();
@@ -41,7 +41,7 @@ pub async fn page_checksums(
         ));
     }
     let Some(program) = programs.get("pg_checksums") else {
-        return Ok(Check::not_tested(NAME, "pg_checksums is not installed"));
+        return Ok(Check::not_tested(NAME, programs.missing("pg_checksums")));
     };
     let started = Instant::now();
     let data = data.to_string_lossy();

@@ -7,6 +7,7 @@ use seawall::repository::catalogue::{Plan, Request};
 use seawall_restore::Restored;
 
 use super::copies::Holders;
+use super::guest::Guest;
 use super::loss::Findings;
 use super::recovery_time::RecoveryClock;
 use crate::checks::{Check, Rows};
@@ -25,6 +26,7 @@ pub(super) struct Course {
     pub(super) postgres: PathBuf,
     pub(super) data: PathBuf,
     pub(super) evidence: Evidence,
+    pub(super) guest: Guest,
     pub(super) restored: Option<Restored>,
     pub(super) instance: Option<Instance>,
     pub(super) replay: Replay,
@@ -47,6 +49,7 @@ impl Course {
         programs: Programs,
         postgres: PathBuf,
         scratch: &Path,
+        guest: Guest,
     ) -> Self {
         Self {
             started,
@@ -55,7 +58,8 @@ impl Course {
             programs,
             postgres,
             data: scratch.join("data"),
-            evidence: Evidence::default(),
+            evidence: Evidence::in_directory(scratch),
+            guest,
             restored: None,
             instance: None,
             replay: Replay::default(),

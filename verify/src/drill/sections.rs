@@ -7,8 +7,7 @@ use sha2::Digest;
 
 use super::course::Course;
 use super::{Drill, Scenario};
-use crate::report::{Environment, Identity, Isolation, Limits, Scope, Source, Target};
-use crate::scratch::Scratch;
+use crate::report::{Identity, Scope, Source, Target};
 
 impl Drill<'_> {
     pub(super) fn identity(&self, plan: &Plan, version: Option<String>) -> Identity {
@@ -92,20 +91,6 @@ impl Drill<'_> {
             reached_time: replay.last_transaction,
             next_xid: course.loss.next_xid,
             why,
-        }
-    }
-
-    pub(super) fn environment(&self, scratch: &Scratch) -> Environment {
-        Environment {
-            processors: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: None,
-            system: String::new(),
-            scratch: scratch.path().to_owned(),
-            scratch_free_bytes: 0,
-            scratch_used_bytes: None,
-            limits: Limits::default(),
-            isolation: Vec::<Isolation>::new(),
-            adapted: Vec::new(),
         }
     }
 }

@@ -265,6 +265,7 @@ fn environment() -> Environment {
     Environment {
         processors: 8,
         memory_bytes: Some(32 << 30),
+        memory_used_bytes: Some(900 << 20),
         system: "Linux 6.1.0".to_owned(),
         scratch: "/scratch/seawall-drill-1234".into(),
         scratch_free_bytes: 200 << 30,
@@ -273,6 +274,7 @@ fn environment() -> Environment {
             processors: Some(4),
             memory_bytes: Some(8 << 30),
             disk_bytes: Some(100 << 30),
+            nice: 0,
         },
         isolation: vec![Isolation {
             claim: "no TCP port",

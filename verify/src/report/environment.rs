@@ -11,6 +11,9 @@ pub struct Environment {
     pub processors: usize,
     /// Memory of this host in bytes.
     pub memory_bytes: Option<u64>,
+    /// The most memory that all processes of the drill took together, in bytes. Files that the
+    /// kernel keeps in memory are not part of it.
+    pub memory_used_bytes: Option<u64>,
     /// The operating system, as `uname` names it.
     pub system: String,
     /// The scratch directory.
@@ -37,6 +40,8 @@ pub struct Limits {
     pub memory_bytes: Option<u64>,
     /// The size of the scratch directory in bytes.
     pub disk_bytes: Option<u64>,
+    /// How much less urgent than everything else it was: nice(1)'s 0 to 19.
+    pub nice: i32,
 }
 
 /// One wall between the drill and production.

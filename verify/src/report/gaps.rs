@@ -23,8 +23,8 @@ pub fn never_tested() -> Vec<NotTested> {
             "the clock starts at the decision to recover; objects are not encrypted; caches are not warmed",
         ),
         (
-            "network",
-            "bytes fetched and their rate are recorded, the link is not examined",
+            "network and other load",
+            "what the drill itself took is measured, what else ran on the host is not",
         ),
         (
             "signatures",

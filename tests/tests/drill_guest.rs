@@ -1,0 +1,233 @@
+//! A drill keeps to its limits, and stays apart from production.
+
+use seawall_tests::cli::seawall;
+use seawall_tests::guest::{SLOW, check, server_in, texts};
+use seawall_tests::process::process_tree;
+use seawall_tests::{Guest, Tmpfs};
+
+fn status_of(pid: i32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.expect("the kernel has it").trim().to_owned()
+}
+
+fn niceness(process: &str) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let behind = stat.rsplit_once(')').unwrap().1;
+    behind.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+fn a_drill_keeps_to_its_processors_and_shares_out_its_memory(version: u32) {
+    let site = Guest::new(version, &format!("processors = 2\nnice = 3\n{SLOW}"));
+    let mut running = site.start(&["--processors", "1", "--memory", "300MiB"]);
+    let server = server_in(&site.drills(), &mut running);
+    let allowed = status_of(server, "Cpus_allowed_list:");
+    assert!(allowed.parse::<u32>().is_ok(), "one processor: {allowed}");
+    let drill = running.pid() as i32;
+    assert_eq!(status_of(drill, "Cpus_allowed_list:"), allowed);
+    for process in process_tree(server as u32) {
+        assert_eq!(status_of(process as i32, "Cpus_allowed_list:"), allowed);
+    }
+    let own = niceness("self");
+    assert_eq!(niceness(&server.to_string()), (own + 3).min(19));
+    let output = running.wait();
+    let report = output.success().json();
+    let environment = &report["environment"];
+    let limits = &environment["limits"];
+    assert_eq!(limits["processors"], 1);
+    assert_eq!(limits["memory_bytes"], 300 << 20);
+    assert_eq!(limits["nice"], 3);
+    let used = environment["memory_used_bytes"].as_u64().unwrap();
+    assert!(used > 20 << 20 && used < 300 << 20, "{used}");
+    let disk = environment["scratch_used_bytes"].as_u64().unwrap();
+    assert!(disk > 20 << 20 && disk < 2 << 30, "{disk}");
+    let adapted = texts(&environment["adapted"]);
+    // (300 - 64 - 48) / 4 MiB.
+    assert!(
+        adapted.contains("shared_buffers is 48128kB; the source's is 32MB"),
+        "{adapted}"
+    );
+    site.must_be_clean();
+}
+
+#[test]
+fn a_drill_keeps_to_its_processors_and_shares_out_its_memory_on_15() {
+    a_drill_keeps_to_its_processors_and_shares_out_its_memory(15);
+}
+
+#[test]
+fn a_drill_keeps_to_its_processors_and_shares_out_its_memory_on_18() {
+    a_drill_keeps_to_its_processors_and_shares_out_its_memory(18);
+}
+
+#[test]
+fn too_little_memory_or_disk_is_refused_before_anything_is_restored() {
+    let site = Guest::new(15, "memory = '100MiB'\n");
+    let refused = site.drill(&[]).exits_with(2);
+    let words = refused.stderr.split_whitespace();
+    let least = words.filter_map(|word| word.parse::<u64>().ok()).next();
+    let least = least.expect("the least is named");
+    assert!(refused.stderr.contains("and 100 MiB are allowed"));
+    // The least is enough, with every check that there is.
+    site.add_program("pg_amcheck");
+    let report = site
+        .drill(&["--memory", &format!("{least}MiB")])
+        .success()
+        .json();
+    assert_eq!(check(&report, "pg_amcheck")["outcome"], "passed");
+    let used = report["environment"]["memory_used_bytes"].as_u64().unwrap();
+    assert!(used <= least << 20, "{used}");
+    site.drill(&["--memory", "1GiB", "--disk", "100MiB"])
+        .exits_with(4)
+        .says("100 MiB are allowed")
+        .says("raise --disk or drill.disk");
+    site.drill(&["--memory", "1GiB", "--disk", "2GiB"])
+        .success();
+    site.must_be_clean();
+    if let Some(small) = Tmpfs::mount(&site.scratch, "small", 64) {
+        let place = small.path().display().to_string();
+        site.drill(&["--memory", "1GiB", "--scratch", &place])
+            .exits_with(4)
+            .says("MiB are free");
+        site.must_be_clean_in(small.path());
+    }
+}
+
+/// A question whose answer takes 2 GB of temporary files.
+const GREEDY: &str = "[[drill.check]]\nname = 'greedy'\nsql = 'WITH big AS MATERIALIZED (SELECT repeat(md5(i::text), 32768) AS text FROM generate_series(1, 2000) i) SELECT sum(length(text)) FROM big'\nat_least = 1\n";
+
+fn a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report(version: u32) {
+    let site = Guest::new(version, GREEDY);
+    for keep in [&["--disk", "700MiB"][..], &["--disk", "700MiB", "--keep"]] {
+        let report = site.drill(keep).exits_with(3).json();
+        let reasons = texts(&report["reasons"]);
+        assert!(
+            reasons.contains("the scratch directory grew to") && reasons.contains("700 MiB"),
+            "{reasons}"
+        );
+        let used = report["environment"]["scratch_used_bytes"]
+            .as_u64()
+            .unwrap();
+        assert!(used > 700 << 20 && used < 1900 << 20, "{used}");
+        site.must_be_clean();
+    }
+    // The result is kept, and the same drill passes where it may take what it needs.
+    let list = seawall(&site.config).arg("list").run().success();
+    assert!(list.stdout.contains("FAILED"), "{}", list.stdout);
+    site.drill(&["--disk", "6GiB"]).success();
+}
+
+#[test]
+fn a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report_on_15() {
+    a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report(15);
+}
+
+#[test]
+fn a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report_on_18() {
+    a_scratch_directory_that_outgrows_its_limit_ends_the_drill_with_a_report(18);
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_the_drill_with_a_report_before_it_is_full() {
+    let site = Guest::new(15, GREEDY);
+    let Some(small) = Tmpfs::mount(&site.scratch, "small", 600) else {
+        return;
+    };
+    let place = small.path().display().to_string();
+    let report = site.drill(&["--scratch", &place]).exits_with(3).json();
+    let reasons = texts(&report["reasons"]);
+    assert!(
+        reasons.contains("nearly full") || reasons.contains("No space left"),
+        "{reasons}"
+    );
+    site.must_be_clean_in(small.path());
+}
+
+#[test]
+fn processes_that_outgrow_their_memory_end_the_drill_with_a_report() {
+    let hungry = "[drill.settings]\nwork_mem = '2GB'\n[[drill.check]]\nname = 'hungry'\nsql = 'SELECT count(*) FROM (SELECT DISTINCT repeat(md5(i::text), 3000) FROM generate_series(1, 12000) i) d'\nat_least = 1\n";
+    let site = Guest::new(15, hungry);
+    let report = site.drill(&["--memory", "400MiB"]).exits_with(3).json();
+    let reasons = texts(&report["reasons"]);
+    assert!(
+        reasons.contains("MiB of memory, and 400 MiB are allowed"),
+        "{reasons}"
+    );
+    assert!(report["environment"]["memory_used_bytes"].as_u64().unwrap() > 400 << 20);
+    site.must_be_clean();
+}
+
+fn the_walls_are_looked_at_and_nobody_can_take_them_down(version: u32) {
+    let walls = "archive_mode = 'on'\narchive_command = 'false'\nlisten_addresses = '*'\nunix_socket_permissions = '0777'\nunix_socket_directories = '/tmp'\nmax_logical_replication_workers = '4'\nprimary_conninfo = 'host=127.0.0.1'\n";
+    let site = Guest::build(
+        version,
+        &format!("[drill.settings]\n{walls}{SLOW}"),
+        |builder| builder.tablespace("fast"),
+        |cluster| {
+            cluster.sql("CREATE TABLE f TABLESPACE fast AS SELECT 1");
+        },
+    );
+    let mut running = site.start(&[]);
+    let server = server_in(&site.drills(), &mut running);
+    // The same with other eyes: no process of the server's may listen anywhere.
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/net/{name}")).unwrap();
+    let tables = table("tcp") + &table("tcp6");
+    let listening: Vec<&str> = tables
+        .lines()
+        .filter(|line| line.split_whitespace().nth(3) == Some("0A"))
+        .filter_map(|line| line.split_whitespace().nth(9))
+        .collect();
+    for process in process_tree(server as u32) {
+        for fd in std::fs::read_dir(format!("/proc/{process}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let target = std::fs::read_link(fd.path()).unwrap_or_default();
+            let inode = target
+                .to_string_lossy()
+                .replace("socket:[", "")
+                .replace(']', "");
+            assert!(!listening.contains(&inode.as_str()), "it listens: {inode}");
+        }
+    }
+    let report = running.wait().success().json();
+    let isolation = report["environment"]["isolation"].as_array().unwrap();
+    assert_eq!(isolation.len(), 6, "{isolation:#?}");
+    for wall in isolation {
+        assert_eq!(wall["held"], true, "{wall}");
+    }
+    let proofs: String = isolation
+        .iter()
+        .map(|wall| wall["proof"].to_string())
+        .collect();
+    for words in [
+        "sockets of",
+        "archive_mode is off",
+        "max_logical_replication_workers is 0",
+        "1 tablespaces, links followed: all within",
+        "with mode 0700",
+    ] {
+        assert!(proofs.contains(words), "{words}: {proofs}");
+    }
+    let adapted = texts(&report["environment"]["adapted"]);
+    assert!(
+        adapted.contains("archive_mode of [drill.settings] is not taken"),
+        "{adapted}"
+    );
+    let environment = &report["environment"];
+    assert!(environment["system"].as_str().unwrap().starts_with("Linux"));
+    assert!(environment["memory_bytes"].as_u64().unwrap() > 0);
+    assert!(environment["scratch_free_bytes"].as_u64().unwrap() > 0);
+    site.must_be_clean();
+}
+
+#[test]
+fn the_walls_are_looked_at_and_nobody_can_take_them_down_on_15() {
+    the_walls_are_looked_at_and_nobody_can_take_them_down(15);
+}
+
+#[test]
+fn the_walls_are_looked_at_and_nobody_can_take_them_down_on_18() {
+    the_walls_are_looked_at_and_nobody_can_take_them_down(18);
+}

@@ -1,0 +1,174 @@
+//! Libraries that the source preloads. A drill preloads none: what a library starts (jobs,
+//! connections to elsewhere) is production's matter, and the owner names in `[drill.settings]`
+//! what recovery cannot do without, as a library with WAL records of its own. But a recovery in
+//! earnest needs them, so those that this host lacks are named.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The settings that name libraries.
+pub const SETTINGS: [&str; 3] = [
+    "shared_preload_libraries",
+    "session_preload_libraries",
+    "local_preload_libraries",
+];
+
+/// What sessions of a drill say at their beginning, for programs of PostgreSQL's: `ALTER ROLE`
+/// and `ALTER DATABASE` of the source may name libraries, too, and are part of the data.
+pub const NONE_IN_SESSIONS: &str = "-c session_preload_libraries= -c local_preload_libraries=";
+
+/// The same with what the owner asks for.
+pub fn session_options(owner: &BTreeMap<String, String>) -> String {
+    let of_sessions = SETTINGS[1..].iter().map(|setting| {
+        let value = owner.get(*setting).map_or("", String::as_str);
+        let escaped: String = value
+            .chars()
+            .flat_map(|c| {
+                let special = c.is_whitespace() || c == '\\';
+                special.then_some('\\').into_iter().chain([c])
+            })
+            .collect();
+        format!("-c {setting}={escaped}")
+    });
+    of_sessions.collect::<Vec<_>>().join(" ")
+}
+
+/// In every server's directory of libraries.
+const ALWAYS_THERE: &str = "plpgsql.so";
+
+/// What was left out, and warnings about what is missing on this host. `source` is what the
+/// source's configuration says, `postgres` the server's program.
+pub fn left_out(
+    source: &BTreeMap<String, String>,
+    owner: &BTreeMap<String, String>,
+    postgres: &Path,
+) -> (Vec<String>, Vec<String>) {
+    let directory = library_directory(postgres);
+    let search = source.get("dynamic_library_path").map(String::as_str);
+    let (mut adapted, mut warnings) = (Vec::new(), Vec::new());
+    for setting in SETTINGS {
+        let taken = names(owner.get(setting).map_or("", String::as_str));
+        let mut libraries = names(source.get(setting).map_or("", String::as_str));
+        libraries.retain(|library| !taken.contains(library));
+        if libraries.is_empty() {
+            continue;
+        }
+        let missing: Vec<&str> = match &directory {
+            None => Vec::new(),
+            Some(directory) => libraries
+                .iter()
+                .filter(|library| !is_there(library, directory, search))
+                .map(String::as_str)
+                .collect(),
+        };
+        let listed = libraries.join(", ");
+        adapted.push(match (missing.is_empty(), &directory) {
+            (_, None) => format!(
+                "{setting}: {listed} of the source is not loaded; whether this host has it is not known"
+            ),
+            (true, _) => format!("{setting}: {listed} of the source is not loaded"),
+            (false, _) => format!(
+                "{setting}: {listed} of the source is not loaded; missing on this host: {}",
+                missing.join(", ")
+            ),
+        });
+        for library in missing {
+            warnings.push(format!(
+                "the source's {setting} names {library}, which is not installed on this host: PostgreSQL would not start here with the source's configuration; install the package with {library}.so before you need it"
+            ));
+        }
+    }
+    (adapted, warnings)
+}
+
+/// The names in a list as PostgreSQL reads it: separated by commas, perhaps in quotes.
+fn names(list: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = list.trim();
+    while !rest.is_empty() {
+        let (name, behind) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+            None => rest
+                .find(',')
+                .map_or((rest, ""), |comma| rest.split_at(comma)),
+        };
+        if !name.trim().is_empty() {
+            names.push(name.trim().to_owned());
+        }
+        rest = behind.trim_start().trim_start_matches(',').trim_start();
+    }
+    names
+}
+
+/// Where the server looks for `$libdir`: `pg_config --pkglibdir`, which not every package has.
+fn library_directory(postgres: &Path) -> Option<PathBuf> {
+    let program = postgres.canonicalize().ok()?;
+    let prefix = program.parent()?.parent()?;
+    ["lib/postgresql", "lib", "lib64/postgresql", "lib64"]
+        .map(|relative| prefix.join(relative))
+        .into_iter()
+        .find(|directory| directory.join(ALWAYS_THERE).is_file())
+}
+
+fn is_there(library: &str, directory: &Path, search: Option<&str>) -> bool {
+    let libdir = directory.to_string_lossy();
+    let is_file = |path: &str| {
+        let path = path.replacen("$libdir", &libdir, 1);
+        Path::new(&path).is_file() || Path::new(&format!("{path}.so")).is_file()
+    };
+    if library.contains('/') {
+        return is_file(library);
+    }
+    let mut places = search.unwrap_or("$libdir").split(':');
+    places.any(|place| is_file(&format!("{}/{library}", place.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_load_what_the_owner_names_and_nothing_else() {
+        assert_eq!(session_options(&BTreeMap::new()), NONE_IN_SESSIONS);
+        let owner = [(SETTINGS[1].to_owned(), "a, b".to_owned())].into();
+        assert_eq!(
+            session_options(&owner),
+            "-c session_preload_libraries=a,\\ b -c local_preload_libraries="
+        );
+    }
+
+    #[test]
+    fn what_this_host_lacks_is_named_and_what_the_owner_loads_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::File::create(&path).unwrap();
+            path
+        };
+        let postgres = make("bin/postgres");
+        let source: BTreeMap<String, String> = [(
+            SETTINGS[0].to_owned(),
+            "pg_stat_statements, \"$libdir/no such\",mine , other".to_owned(),
+        )]
+        .into();
+        let owner = [(SETTINGS[0].to_owned(), "mine".to_owned())].into();
+        // Nobody knows where its libraries are.
+        let (adapted, warnings) = left_out(&source, &owner, &postgres);
+        assert!(adapted[0].contains("is not known") && warnings.is_empty());
+        make("lib/plpgsql.so");
+        make("lib/pg_stat_statements.so");
+        let (adapted, warnings) = left_out(&source, &owner, &postgres);
+        assert!(
+            adapted[0].ends_with("missing on this host: $libdir/no such, other"),
+            "{adapted:?}"
+        );
+        assert_eq!(warnings.len(), 2);
+        make("elsewhere/other.so");
+        let mut source = source;
+        let path = format!("$libdir:{}/elsewhere", root.path().display());
+        source.insert("dynamic_library_path".to_owned(), path);
+        assert_eq!(left_out(&source, &owner, &postgres).1.len(), 1);
+        assert!(left_out(&BTreeMap::new(), &owner, &postgres).0.is_empty());
+    }
+}
