@@ -236,9 +236,15 @@ pub(super) fn environment(report: &Report) -> Facts {
         ("processors", place.processors.to_string()),
         (
             "memory",
-            place
-                .memory_bytes
-                .map_or_else(|| NOT_TESTED.to_owned(), bytes),
+            format!(
+                "{}; the drill took {} at most",
+                place
+                    .memory_bytes
+                    .map_or_else(|| "unknown".to_owned(), bytes),
+                place
+                    .memory_used_bytes
+                    .map_or_else(|| "an unknown part".to_owned(), bytes)
+            ),
         ),
         (
             "system",
@@ -261,12 +267,13 @@ pub(super) fn environment(report: &Report) -> Facts {
         (
             "limits",
             format!(
-                "processors: {}; memory: {}; disk: {}",
+                "processors: {}; memory: {}; disk: {}; nice {}",
                 limits
                     .processors
                     .map_or_else(all, |processors| processors.to_string()),
                 limits.memory_bytes.map_or_else(all, bytes),
-                limits.disk_bytes.map_or_else(all, bytes)
+                limits.disk_bytes.map_or_else(all, bytes),
+                limits.nice
             ),
         ),
     ];

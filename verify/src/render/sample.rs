@@ -137,7 +137,8 @@ pub(crate) fn broken() -> Report {
     (time.measured_seconds, time.dominated_by) = (None, None);
     (time.phases, time.forecast) = (Vec::new(), Vec::new());
     let place = &mut report.environment;
-    (place.memory_bytes, place.scratch_used_bytes) = (None, None);
+    (place.memory_bytes, place.memory_used_bytes) = (None, None);
+    place.scratch_used_bytes = None;
     (place.isolation, place.adapted) = (Vec::new(), Vec::new());
     place.limits = Limits::default();
     place.system = String::new();
