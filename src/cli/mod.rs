@@ -73,7 +73,7 @@ pub enum Verb {
     /// Write a data directory that is ready to start (runs seawall-restore)
     Restore(restore::RestoreArgs),
     /// Restore into a scratch instance, measure, verify, report (runs seawall-drill)
-    Drill(drill::DrillArgs),
+    Drill(Box<drill::DrillArgs>),
     /// Do everything on its schedule, for all clusters, until it is stopped
     Daemon(daemon::DaemonArgs),
     /// Show the next runs of everything, and what came of the last ones

@@ -35,6 +35,8 @@ const SCHEMA: &str = r#"
     INSERT INTO passing SELECT FROM generate_series(1, 9);
     CREATE TABLE measure (value int);
     INSERT INTO measure VALUES (60), (40);
+    CREATE INDEX stale ON measure (value);
+    UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'stale'::regclass;
     CREATE TABLE loose (a int);
     INSERT INTO loose VALUES (1);
     ALTER TABLE loose ADD CONSTRAINT small CHECK (a < 1) NOT VALID;
@@ -106,7 +108,9 @@ fn checks_pass_and_fail_for_what_is_planted(version: u32) {
     assert_eq!(first["rows"]["Other 'one'"]["public.here"], 7);
     assert_eq!(first["rows"]["postgres"].get("public.passing"), None);
     let warnings = first["warnings"].to_string();
-    assert!(warnings.contains("small of public.loose"), "{warnings}");
+    for words in ["small of public.loose", "index public.stale"] {
+        assert!(warnings.contains(words), "{words}: {warnings}");
+    }
 
     // The second one compares.
     let second = site.passes(&[]);
@@ -256,4 +260,22 @@ fn a_damaged_record_is_no_drill_to_compare_with_and_hides_none_before_it() {
     site.near.remove(&format!("main/drills/{damaged}.json"));
     let report = site.passes(&[]);
     assert_eq!(outcome(&report, "row counts").0, "passed");
+}
+
+#[test]
+fn a_past_that_cannot_be_read_is_a_warning_and_nothing_is_compared() {
+    let site = DrillSite::new(15, "rows_may_shrink = 5.0\n");
+    site.passes(&[]);
+    let call = site.drilling(&[]);
+    let refused = call.with(|run| run.env("SEAWALL_TEST_FAULTS", "get[/drills/]=403"));
+    let report = refused.run().success().json();
+    let (found, detail) = outcome(&report, "row counts");
+    assert_eq!(found, "not_tested");
+    assert!(detail.contains("cannot be read"), "{detail}");
+    let warnings = report["warnings"].to_string();
+    assert!(
+        warnings.contains("the drills before cannot be read"),
+        "{warnings}"
+    );
+    assert_eq!(outcome(&site.passes(&[]), "row counts").0, "passed");
 }

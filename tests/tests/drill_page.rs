@@ -149,7 +149,7 @@ fn pictures_of_the_page_are_small_enough_for_the_documents() {
     let browser = Browser::start(&site.scratch);
     browser.open(&page);
     for (name, width, height, scheme) in
-        [("desk", 1100, 1640, "light"), ("phone", 390, 1640, "dark")]
+        [("desk", 1100, 1640, "light"), ("phone", 390, 2080, "dark")]
     {
         browser.screen(width, height);
         browser.prefer(scheme);

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use seawall_tests::cli::{drill, seawall};
+use seawall_tests::drilled::DrillSite;
 use seawall_tests::postgres::Cluster;
 use seawall_tests::process::Output;
 use seawall_tests::site::{PATIENCE, Site};
@@ -113,12 +114,56 @@ fn a_total_loss_is_drilled_without_the_primary_although_it_runs() {
         .run();
     let refused = refused.exits_with(4);
     assert!(
-        refused.stderr.contains("would be lost with the primary"),
+        refused.stderr.contains("data directory"),
         "{}",
         refused.stderr
     );
     let asked = run(&site, &["--scenario", "total-loss", "--measure-loss"]);
     asked.exits_with(2);
+}
+
+#[test]
+fn a_total_loss_is_drilled_from_an_object_store_over_the_one_port_that_is_left() {
+    let site = DrillSite::in_garage(18, "");
+    let report = site.drill(&["--scenario", "total-loss"]).success().json();
+    let reached = wall(&report, "the primary cannot be reached");
+    assert_eq!(reached["held"], true);
+    let port = site.garage.as_ref().unwrap().1.address().port();
+    let proof = reached["proof"].to_string();
+    assert!(
+        proof.contains("the kernel allows TCP") && proof.contains(&port.to_string()),
+        "{proof}"
+    );
+}
+
+#[test]
+fn the_copy_is_drilled_when_the_repository_that_it_was_filled_from_is_gone() {
+    let site = Site::configured(Cluster::builder(PostgresVersion::find(15)), |file| file);
+    let far = site.scratch.directory("far");
+    let text = std::fs::read_to_string(site.config.path()).unwrap();
+    let more = format!(
+        "{text}\n[[repository]]\nname = 'far'\nurl = 'file://{}'\ncopy_from = 'near'\n",
+        far.display()
+    );
+    std::fs::write(site.config.path(), more).unwrap();
+    let site = site.start();
+    seawall(&site.config).arg("init").run().success();
+    site.cluster.sql("CREATE TABLE t AS SELECT 1 AS x");
+    seawall(&site.config).arg("backup").run().success();
+    site.cluster.sql("INSERT INTO t VALUES (2)");
+    site.cluster.archive_all(PATIENCE);
+    seawall(&site.config).arg("copy").run().success();
+    std::fs::remove_dir_all(site.scratch.join("near")).unwrap();
+
+    let report = run(&site, &["--repository", "far", "--scenario", "total-loss"]);
+    let report = report.success().json();
+    assert_eq!(report["source"]["repository"], "far");
+    assert_eq!(report["source"]["copy_of"], "near");
+    let end = "recovery reached the end of the archived WAL";
+    let checks = report["checks"].as_array().unwrap();
+    let end = checks.iter().find(|check| check["name"] == end).unwrap();
+    assert_eq!(end["outcome"], "passed");
+    run(&site, &[]).exits_with(1);
 }
 
 #[test]

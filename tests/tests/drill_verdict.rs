@@ -58,8 +58,17 @@ fn promote(site: &mut DrillSite) {
 }
 
 #[test]
-fn a_flipped_byte_in_any_object_that_is_used_fails_the_drill() {
-    let mut site = DrillSite::build(15, "", |builder| builder.config_outside());
+fn a_flipped_byte_in_any_object_that_is_used_fails_the_drill_on_15() {
+    a_flipped_byte_fails_the_drill(15);
+}
+
+#[test]
+fn a_flipped_byte_in_any_object_that_is_used_fails_the_drill_on_18() {
+    a_flipped_byte_fails_the_drill(18);
+}
+
+fn a_flipped_byte_fails_the_drill(version: u32) {
+    let mut site = DrillSite::build(version, "", |builder| builder.config_outside());
     promote(&mut site);
     // Across the switch of timelines all is well.
     let report = site.passes(&[]);
@@ -307,6 +316,24 @@ fn a_page_that_was_damaged_on_the_source_fails_the_drill() {
 }
 
 #[test]
+fn a_database_that_nobody_can_open_fails_the_drill() {
+    let site = DrillSite::new(15, "amcheck = 'none'\n");
+    site.cluster.sql("CREATE DATABASE abroad");
+    site.cluster.sql(
+        "UPDATE pg_database SET datcollate = 'nowhere', datctype = 'nowhere' WHERE datname = 'abroad'",
+    );
+    site.archive_all();
+    site.fails(
+        &[],
+        &[
+            "row counts failed: the database abroad cannot be opened: FATAL",
+            "foreign keys failed",
+            "sequences failed",
+        ],
+    );
+}
+
+#[test]
 fn a_store_that_became_slow_misses_the_objective() {
     let site = DrillSite::in_garage(15, "[objectives]\nrto = '25s'\n");
     site.passes(&[]);
@@ -337,6 +364,17 @@ fn a_clock_that_is_wrong_fails_the_drill() {
     site.fails(&[], &["clocks failed", "s before"]);
     set(stored);
     site.passes(&[]);
+
+    // This host's clock: it says when recovery ended, and when the failure was.
+    let behind = Clock::new(&site.scratch);
+    behind.advance(SignedDuration::from_hours(-1));
+    let report = behind.call(site.drilling(&[])).run().exits_with(3).json();
+    let (found, detail) = outcome(&report, "clocks");
+    assert_eq!(found, "failed");
+    assert!(
+        detail.contains("after this host had recovered it"),
+        "{detail}"
+    );
 
     // The primary's clock: it dates commits.
     let clock = Clock::new(&site.scratch);

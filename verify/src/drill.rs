@@ -2,13 +2,14 @@
 
 mod copies;
 mod course;
+mod examine;
 mod guest;
 pub mod loss;
 mod recovery_time;
 mod sections;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
@@ -20,14 +21,14 @@ use seawall::repository::{Repository, System};
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
 
-use crate::checks::{self, Check, Examination, Last, Outcome};
+use crate::checks::{self, Check};
 use crate::evidence::{quoted, tail};
 use crate::instance::{Instance, Start};
 use crate::isolation;
-use crate::limits::{Limits, Share};
+use crate::limits::Limits;
 use crate::locales;
 use crate::programs::Programs;
-use crate::rehearsal::{self, Script};
+use crate::rehearsal::Script;
 use crate::replay;
 use crate::report::{Drawn, Report};
 use crate::scratch::Scratch;
@@ -110,8 +111,15 @@ impl Drill<'_> {
             .ok_or_else(|| Error::failed(programs.missing("postgres")))?;
         let guest = Guest::admit(self, &plan, scratch)?;
 
-        let path = scratch.path();
-        let mut course = Course::new(started, plan, request, programs, postgres, path, guest);
+        let mut course = Course::new(
+            started,
+            plan,
+            request,
+            programs,
+            postgres,
+            scratch.path(),
+            guest,
+        );
         self.look_at_the_clock(&mut course).await;
         course.checks.extend(short);
         let unreadable = catalogue.unreadable.iter();
@@ -181,8 +189,7 @@ impl Drill<'_> {
     ) -> Result<()> {
         let step = (Timestamp::now(), Instant::now());
         course.clock.start();
-        let settings = self.restore_settings(&course.request, &course.guest.share, scratch.path());
-        let restored = restore(system, &settings).await;
+        let restored = restore(system, &self.restore_settings(course, scratch.path())).await;
         let exit = restored.as_ref().err().map_or(0, |e| e.exit() as i32);
         let words = self.restore_words(&course.request, &course.data);
         course.evidence.add(words, step, exit);
@@ -238,83 +245,9 @@ impl Drill<'_> {
         let clocks = checks::clocks(plan, replay, self.failed_at);
         course.checks.extend([end, contiguity, clocks]);
         let began = course.clock.now();
-        self.rehearse(course).await?;
         let examined = self.examine(course, keep).await;
         course.clock.add_checks(began);
         examined
-    }
-
-    /// Tries the migration, if there is one.
-    async fn rehearse(&self, course: &mut Course) -> Result<()> {
-        let (Some((script, database)), Some(instance)) = (self.migration, &course.instance) else {
-            return Ok(());
-        };
-        let started = (Timestamp::now(), Instant::now());
-        let rehearsal = rehearsal::run(instance, script, database).await?;
-        let last = rehearsal.statements.last();
-        let failed = last.and_then(|last| Some((last, last.error.as_ref()?)));
-        let words = format!(
-            "psql -d {} -f {}",
-            quoted(&rehearsal.database),
-            quoted(&script.path)
-        );
-        course
-            .evidence
-            .add(words, started, i32::from(failed.is_some()));
-        let mut check = match failed {
-            Some((last, error)) => {
-                let why = format!("line {} of {}: {error}", last.line, script.path);
-                Check::new("the migration", Outcome::Failed, why)
-            }
-            None => {
-                let well = format!(
-                    "{} statements in {} s",
-                    rehearsal.statements.len(),
-                    rehearsal.seconds
-                );
-                Check::new("the migration", Outcome::Passed, well)
-            }
-        };
-        check.seconds = rehearsal.seconds;
-        course.checks.push(check);
-        course.rehearsal = Some(rehearsal);
-        Ok(())
-    }
-
-    /// What PostgreSQL says of the restored database, and what the owner asks of it.
-    async fn examine(&self, course: &mut Course, keep: bool) -> Result<()> {
-        let Some(instance) = &mut course.instance else {
-            return Ok(());
-        };
-        let (programs, evidence) = (&course.programs, &course.evidence);
-        let last = match self.request.target {
-            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
-            _ => Last::none("a target was chosen, which may lie before the last drill's"),
-        };
-        let about = Examination {
-            config: &self.config.drill,
-            failed_at: self.failed_at,
-            last: &last,
-            jobs: course.guest.share.check_jobs,
-            programs,
-            evidence,
-        };
-        let findings = checks::examine(&about, instance).await;
-        course.checks.extend(findings.checks);
-        course.warnings.extend(findings.warnings);
-        course.rows = findings.rows;
-        if keep {
-            course.checks.push(Check::not_tested(
-                "page checksums",
-                "the instance keeps running",
-            ));
-            return Ok(());
-        }
-        instance.stop(Duration::from_secs(120)).await?;
-        let enabled = course.plan.backup.data_checksums;
-        let sums = checks::page_checksums(programs, &course.data, enabled, evidence).await?;
-        course.checks.push(sums);
-        Ok(())
     }
 
     /// The report of a drill that ended there, with the error that ended it, if one did.
@@ -329,9 +262,10 @@ impl Drill<'_> {
             .recovery_time(self.config.objectives.rto, open, &course);
         let copies = self.copies(&course, open && failure.is_none());
         let mut environment = self.environment(&course, scratch);
-        environment
-            .isolation
-            .extend(std::mem::take(&mut course.walls));
+        let walls = std::mem::take(&mut course.walls);
+        environment.isolation.extend(walls);
+        let mut warnings = std::mem::take(&mut course.warnings);
+        warnings.extend(course.instance.iter().flat_map(|i| i.warnings().to_vec()));
         let mut reasons = judge::reasons(
             broken.as_deref().or(failure.as_deref()),
             &rpo,
@@ -339,8 +273,6 @@ impl Drill<'_> {
             &course.checks,
         );
         reasons.extend(isolation::failures(&environment.isolation));
-        let of_the_host = course.instance.iter().flat_map(|i| i.warnings().to_vec());
-        let of_the_host: Vec<String> = of_the_host.collect();
         let server_log = course.instance.as_ref().map(Instance::log);
         let server_log = tail(&server_log.unwrap_or_default(), LOG_LINES);
         let report = Report {
@@ -368,14 +300,11 @@ impl Drill<'_> {
             copies,
             trend: Vec::new(),
             not_tested: report::never_tested(),
-            warnings: match course.restored {
-                Some(restored) => restored.warnings,
-                None => course.plan.warnings,
-            }
-            .into_iter()
-            .chain(course.warnings)
-            .chain(of_the_host)
-            .collect(),
+            warnings: {
+                let of_restore = course.restored.map(|restored| restored.warnings);
+                warnings.extend(of_restore.unwrap_or(course.plan.warnings));
+                warnings
+            },
             evidence: course.evidence.steps(),
             server_log: server_log.lines().map(str::to_owned).collect(),
             teardown: String::new(),
@@ -386,10 +315,11 @@ impl Drill<'_> {
         }
     }
 
-    fn restore_settings(&self, request: &Request, share: &Share, scratch: &Path) -> Settings {
+    fn restore_settings(&self, course: &Course, scratch: &Path) -> Settings {
+        let share = &course.guest.share;
         Settings {
             to: scratch.join("data"),
-            request: request.clone(),
+            request: course.request.clone(),
             action: RecoveryAction::Promote,
             standby: false,
             archive: Archive::Off,

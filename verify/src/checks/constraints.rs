@@ -46,7 +46,13 @@ pub(super) async fn validate(instance: &Instance, budget: Budget, findings: &mut
 
 async fn look(instance: &Instance, budget: &Budget, seen: &mut Seen) -> Result<()> {
     for database in session::databases(instance).await?.open {
-        let client = session::open(instance, &database).await?;
+        let client = match session::open(instance, &database).await {
+            Ok(client) => client,
+            Err(error) => {
+                seen.unread.push(session::not_open(&database, &error));
+                continue;
+            }
+        };
         for row in client.query_rows(NOT_VALID).await? {
             let what = row.into_iter().flatten().collect::<Vec<_>>().join(" ");
             seen.not_promised.push(format!("{what} in {database}"));

@@ -53,7 +53,13 @@ async fn look(instance: &Instance, budget: &Budget, counted: &mut Counted) -> Re
     counted.databases.extend(databases.closed);
     for database in databases.open {
         counted.databases.insert(database.clone());
-        let client = session::open(instance, &database).await?;
+        let client = match session::open(instance, &database).await {
+            Ok(client) => client,
+            Err(error) => {
+                counted.unread.push(session::not_open(&database, &error));
+                continue;
+            }
+        };
         for row in client.query_rows(TABLES).await? {
             let [Some(table), Some(question)] = &row[..] else {
                 continue;

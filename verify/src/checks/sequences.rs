@@ -36,7 +36,13 @@ pub(super) async fn compare(instance: &Instance, budget: Budget, findings: &mut 
 
 async fn look(instance: &Instance, budget: &Budget, seen: &mut Seen) -> Result<()> {
     for database in session::databases(instance).await?.open {
-        let client = session::open(instance, &database).await?;
+        let client = match session::open(instance, &database).await {
+            Ok(client) => client,
+            Err(error) => {
+                seen.unread.push(session::not_open(&database, &error));
+                continue;
+            }
+        };
         for row in client.query_rows(OWNED).await? {
             let [Some(name), Some(column), indexed, size, Some(question)] = &row[..] else {
                 continue;

@@ -72,6 +72,11 @@ pub(super) async fn open(instance: &Instance, database: &str) -> Result<Client> 
     Ok(client)
 }
 
+/// Says which database cannot be opened: one that nobody can open is not restored.
+pub(super) fn not_open(database: &str, error: &Error) -> String {
+    format!("the database {database} cannot be opened: {}", said(error))
+}
+
 /// All rows as text; nothing where the budget ends before.
 pub(super) async fn ask(
     client: &Client,

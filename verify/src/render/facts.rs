@@ -237,10 +237,10 @@ pub(super) fn environment(report: &Report) -> Facts {
         (
             "memory",
             format!(
-                "{}; the drill took {}",
+                "{}; the drill took {} at most",
                 place
                     .memory_bytes
-                    .map_or_else(|| NOT_TESTED.to_owned(), bytes),
+                    .map_or_else(|| "unknown".to_owned(), bytes),
                 place
                     .memory_used_bytes
                     .map_or_else(|| "an unknown part".to_owned(), bytes)
@@ -267,7 +267,7 @@ pub(super) fn environment(report: &Report) -> Facts {
         (
             "limits",
             format!(
-                "processors: {}; memory: {}; disk: {}; nice: {}",
+                "processors: {}; memory: {}; disk: {}; nice {}",
                 limits
                     .processors
                     .map_or_else(all, |processors| processors.to_string()),

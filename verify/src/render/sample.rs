@@ -112,6 +112,47 @@ pub(crate) fn hostile() -> Report {
     report
 }
 
+/// A drill that ended before its first phase: all that can be absent is.
+pub(crate) fn broken() -> Report {
+    let mut report = full();
+    report.reasons = vec!["the repository does not answer".to_owned()];
+    report.identity.postgresql = None;
+    (report.source.copy_of, report.source.region) = (None, None);
+    (
+        report.source.files,
+        report.source.bytes,
+        report.source.fetched_bytes,
+    ) = (0, 0, 0);
+    let target = &mut report.target;
+    (target.value, target.drawn, target.next_xid) = (None, None, None);
+    (target.reached_lsn, target.reached_time) = (None, None);
+    let loss = &mut report.rpo;
+    (loss.objective_seconds, loss.measured_seconds) = (None, None);
+    (loss.wal_bytes, loss.transactions, loss.last_commit) = (None, None, None);
+    (
+        loss.store_clock_skew_seconds,
+        loss.primary_clock_skew_seconds,
+    ) = (None, None);
+    let time = &mut report.rto;
+    (time.measured_seconds, time.dominated_by) = (None, None);
+    (time.phases, time.forecast) = (Vec::new(), Vec::new());
+    let place = &mut report.environment;
+    (place.memory_bytes, place.memory_used_bytes) = (None, None);
+    place.scratch_used_bytes = None;
+    (place.isolation, place.adapted) = (Vec::new(), Vec::new());
+    place.limits = Limits::default();
+    place.system = String::new();
+    report.checks = Vec::new();
+    report.rows = BTreeMap::new();
+    report.rehearsal = None;
+    report.copies = Digits(Vec::new());
+    report.trend = Vec::new();
+    report.warnings = Vec::new();
+    report.evidence = Vec::new();
+    report.server_log = Vec::new();
+    report
+}
+
 fn time(text: &str) -> jiff::Timestamp {
     text.parse().unwrap()
 }
@@ -248,6 +289,7 @@ fn environment() -> Environment {
 fn checks() -> Vec<Check> {
     let mut rows = Check::new("rows", Outcome::Failed, "6000, expected 7000");
     rows.seconds = 0.012;
+    rows.answer = Some("6000".to_owned());
     let blocks = Check::new(
         "page checksums",
         Outcome::Passed,

@@ -24,7 +24,7 @@ pub fn never_tested() -> Vec<NotTested> {
         ),
         (
             "network and other load",
-            "bytes fetched and their rate are recorded, the link and what else ran on the host are not examined",
+            "what the drill itself took is measured, what else ran on the host is not",
         ),
         (
             "signatures",

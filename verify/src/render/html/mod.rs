@@ -74,7 +74,7 @@ fn top(report: &Report, word: &str, cluster: &str) -> Markup {
                 span.mark aria-hidden="true" { @if report.passed { "✓" } @else { "✕" } }
                 " Drill " (word)
             }
-            p.headline { (headline(report)) }
+            p.headline { (unbroken(&headline(report))) }
             @if !report.reasons.is_empty() {
                 ul.reasons { @for reason in &report.reasons { li { (one_line(reason)) } } }
             }
@@ -231,6 +231,22 @@ fn held_class(held: Option<bool>) -> &'static str {
 
 fn percent(percent: f64) -> String {
     format!("{percent:.2}%")
+}
+
+/// No line ends between a number and its unit.
+fn unbroken(text: &str) -> String {
+    let mut words = text.split(' ').peekable();
+    let mut line = String::with_capacity(text.len());
+    while let Some(word) = words.next() {
+        line.push_str(word);
+        let number = word.ends_with(|end: char| end.is_ascii_digit());
+        match words.peek() {
+            Some(next) if number && next.starts_with(char::is_alphabetic) => line.push('\u{a0}'),
+            Some(_) => line.push(' '),
+            None => {}
+        }
+    }
+    line
 }
 
 /// Text from outside with its lines, and nothing that moves a cursor.
