@@ -213,9 +213,7 @@ impl<'a> Scanner<'a> {
             self.at += c.len_utf8();
             if escaped {
                 escaped = false;
-            } else if backslashes && c == '\\' {
-                escaped = true;
-            } else if c == quote && self.rest().starts_with(quote) {
+            } else if backslashes && c == '\\' || c == quote && self.rest().starts_with(quote) {
                 escaped = true;
             } else if c == quote {
                 return Ok(());
