@@ -71,6 +71,7 @@ pub async fn run(
     let started = Instant::now();
     let mut stage = Stage {
         before: Relations::of(&client).await?,
+        wal: wal(&client).await?,
         session,
         watcher: Watcher {
             client,
@@ -128,6 +129,8 @@ struct Stage {
     has_snapshot: bool,
     /// The relations as they were before the statement.
     before: Relations,
+    /// Where the WAL was last seen to stand.
+    wal: Lsn,
 }
 
 /// How a statement went.
@@ -148,7 +151,7 @@ impl Stage {
         } else {
             self.run_alone(&written.sql).await?
         };
-        let until = self.wal().await.unwrap_or(ran.from);
+        self.wal = self.wal_now().await;
         let mut rewritten = Vec::new();
         if ran.outcome.is_ok() {
             match control {
@@ -178,7 +181,7 @@ impl Stage {
             locks: ran.locks.into_iter().collect(),
             rewritten,
             from: ran.from,
-            wal_bytes: until.0.saturating_sub(ran.from.0),
+            wal_bytes: self.wal.0.saturating_sub(ran.from.0),
         })
     }
 
@@ -186,7 +189,7 @@ impl Stage {
     async fn run_here(&self, sql: &str) -> Result<Ran> {
         // What ends a block gives back the locks with it.
         let mut locks = self.held().await;
-        let from = self.wal().await?;
+        let from = self.wal_now().await;
         let started = Instant::now();
         let run = self.session.run_statement(sql);
         let (outcome, seen) = self.watcher.watch(run, &self.before).await?;
@@ -251,15 +254,17 @@ impl Stage {
             .unwrap_or_default()
     }
 
-    async fn wal(&self) -> Result<Lsn> {
-        let text = self
-            .watcher
-            .client
-            .query_text("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
-            .await?;
-        text.and_then(|lsn| lsn.parse().ok())
-            .ok_or_else(|| Error::failed("the server did not tell where its WAL stands"))
+    async fn wal_now(&self) -> Lsn {
+        wal(&self.watcher.client).await.unwrap_or(self.wal)
     }
+}
+
+async fn wal(client: &Client) -> Result<Lsn> {
+    let text = client
+        .query_text("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
+        .await?;
+    text.and_then(|lsn| lsn.parse().ok())
+        .ok_or_else(|| Error::failed("the server did not tell where its WAL stands"))
 }
 
 fn shortened(sql: &str) -> String {
