@@ -19,7 +19,7 @@ use seawall::postgres::connection::{ConnectionString, Surroundings};
 use seawall::postgres::sql::Client;
 use seawall::repository::marker::Marker;
 
-use crate::evidence::quoted;
+use crate::evidence::{quoted, variables_of_postgres};
 use crate::libraries;
 use crate::limits::Share;
 use crate::scratch::Scratch;
@@ -98,7 +98,15 @@ impl Instance {
             config_file.clone(),
         ];
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        let child = Command::new(start.postgres)
+        let mut server = Command::new(start.postgres);
+        // Defaults of this user's are none of the server's, nor of what connects from within it.
+        // (PG_… is nobody's but perhaps the owner's: what fetches WAL may need it.)
+        for variable in variables_of_postgres(std::env::vars_os()) {
+            if !variable.as_encoded_bytes().starts_with(b"PG_") {
+                server.env_remove(variable);
+            }
+        }
+        let child = server
             .arg("-D")
             .arg(start.data)
             .arg("-c")

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use seawall::error::Result;
-use seawall::postgres::recovery::RecoveryTarget;
 
 use super::Drill;
 use super::course::Course;
@@ -18,10 +17,7 @@ impl Drill<'_> {
         let Some(instance) = &course.instance else {
             return Ok(());
         };
-        let last = match self.request.target {
-            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
-            _ => Last::none("a target was chosen, which may lie before the last drill's"),
-        };
+        let last = Last::read_for(&self.request, self.repository, self.cluster_name).await;
         let about = Examination {
             config: &self.config.drill,
             failed_at: self.failed_at,
