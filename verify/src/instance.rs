@@ -5,6 +5,7 @@ mod settings;
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -191,6 +192,18 @@ impl Instance {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
+    }
+
+    /// What it has logged behind the first so many bytes.
+    pub fn log_from(&self, offset: u64) -> Vec<u8> {
+        let mut gained = Vec::new();
+        if let Ok(mut log) = File::open(&self.log)
+            && log.seek(SeekFrom::Start(offset)).is_ok()
+        {
+            // What cannot be read now is read the next time.
+            let _ = log.read_to_end(&mut gained);
+        }
+        gained
     }
 
     /// Its exit status, if it has ended by itself.

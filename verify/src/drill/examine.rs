@@ -10,10 +10,16 @@ use super::course::Course;
 use crate::checks::{self, Check, Examination, Last, Outcome};
 use crate::evidence::quoted;
 use crate::rehearsal;
+use crate::scratch::Scratch;
 
 impl Drill<'_> {
     /// What PostgreSQL says of the restored database, and what the owner asks of it.
-    pub(super) async fn examine(&self, course: &mut Course, keep: bool) -> Result<()> {
+    pub(super) async fn examine(
+        &self,
+        course: &mut Course,
+        scratch: &Scratch,
+        keep: bool,
+    ) -> Result<()> {
         let Some(instance) = &course.instance else {
             return Ok(());
         };
@@ -32,6 +38,7 @@ impl Drill<'_> {
         course.rows = findings.rows;
         // After everything that is asked of the data as it was.
         self.rehearse(course).await?;
+        self.look_around_again(course, scratch).await;
         let Some(instance) = &mut course.instance else {
             return Ok(());
         };
