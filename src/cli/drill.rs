@@ -32,7 +32,7 @@ pub struct DrillArgs {
     #[allow(missing_docs)]
     pub target: TargetArgs,
     /// Recover to a moment drawn from those that retention promises
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["timeline", "backup", "end_at_gap"])]
     pub random_time: bool,
     /// Draw the same moment as a drill before, which printed this number
     #[arg(long, value_name = "NUMBER", requires = "random_time")]

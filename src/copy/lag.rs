@@ -84,7 +84,10 @@ pub async fn lag(source: &System, aim: &System, rules: &RetentionConfig) -> Resu
     let (mut here, mut there) = (Finished::default(), Finished::default());
     here.refresh(source, |_, _| {}).await?;
     there.refresh(aim, |_, _| {}).await?;
-    let (lacking, removed) = (here.lacking_in(&there), here.removed_at(aim, size).await?);
+    let (lacking, removed) = (
+        here.lacking_in(&there),
+        here.removed_at(source, aim, size).await?,
+    );
     let judged = judge(source, aim, rules, lacking, removed).await?;
     let wanted = judged.wanted(here.backups().cloned(), size);
     let from = wanted.wal_from.segment(size);

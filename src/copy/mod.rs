@@ -366,7 +366,7 @@ impl Copier {
                 .await?;
             there.refresh(&of.aim, unusable(self.aim.place())).await?;
             let lacking = here.lacking_in(there);
-            let removed = here.removed_at(&of.aim, of.size).await?;
+            let removed = here.removed_at(&of.source, &of.aim, of.size).await?;
             let known = of.judged.take();
             let known = known.filter(|known| !known.is_outdated(&lacking, &removed));
             let judged = match known {

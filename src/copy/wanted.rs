@@ -1,6 +1,5 @@
 //! What a destination wants of its source: the one place that decides it.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -204,16 +203,23 @@ impl Finished {
         Ok(())
     }
 
-    /// What retention removed at `aim` of the timelines that these were taken on.
+    /// What retention removed at `aim` of the timelines that these were taken on, and of all that
+    /// have WAL at `source`: a timeline may have no backup of its own.
     ///
     /// # Errors
-    /// The destination did not answer.
-    pub async fn removed_at(&self, aim: &System, size: SegmentSize) -> Result<Removed> {
+    /// One of the two did not answer.
+    pub async fn removed_at(
+        &self,
+        source: &System,
+        aim: &System,
+        size: SegmentSize,
+    ) -> Result<Removed> {
+        let of_backups = self.backups().map(|backup| backup.timeline);
+        let mut timelines: BTreeSet<TimelineId> = of_backups.collect();
+        timelines.extend(source.timelines_with_wal().await?);
         let mut removed = Removed::new();
-        for backup in self.backups() {
-            if let Entry::Vacant(unknown) = removed.entry(backup.timeline) {
-                unknown.insert(aim.expired(backup.timeline, size).await?);
-            }
+        for timeline in timelines {
+            removed.insert(timeline, aim.expired(timeline, size).await?);
         }
         Ok(removed)
     }

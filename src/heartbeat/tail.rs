@@ -20,6 +20,8 @@ const LEAST_SECONDS: f64 = 1.0;
 /// See the head of this file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tail {
+    /// When the last transaction ended.
+    pub last_end: Option<Timestamp>,
     /// The last heartbeat.
     pub last_beat: Option<Beat>,
     /// Seconds from the one before it.
@@ -69,7 +71,12 @@ impl Tail {
             Seen::End { lsn, time, xid } => Some((*lsn, *time, *xid)),
             Seen::Beat(_) => None,
         });
+        let latest = told.iter().filter_map(|seen| match seen {
+            Seen::End { time, .. } => Some(*time),
+            Seen::Beat(_) => None,
+        });
         let mut tail = Self {
+            last_end: latest.max(),
             last_beat,
             interval: last_beat
                 .zip(before)
@@ -155,6 +162,7 @@ mod tests {
             end(50, 6000, 20),
         ];
         let tail = Tail::of(&told);
+        assert_eq!(tail.last_end, Some(at(50)));
         assert_eq!(tail.last_beat.unwrap().time, at(40));
         assert_eq!(tail.interval, Some(30.0));
         assert_eq!(tail.bytes_per_second, Some(100.0));

@@ -32,7 +32,7 @@ use crate::rehearsal::Script;
 use crate::replay;
 use crate::report::{Drawn, Report};
 use crate::scratch::Scratch;
-use crate::total_loss::Walls;
+use crate::walls::{self, Walls};
 use crate::{judge, report};
 use course::Course;
 use guest::Guest;
@@ -73,8 +73,8 @@ pub struct Drill<'a> {
     pub scenario: Scenario,
     /// The migration to rehearse, and its database if it was named.
     pub migration: Option<(&'a Script, Option<&'a str>)>,
-    /// What keeps this process away from the primary, for a total loss.
-    pub walls: Option<&'a Walls>,
+    /// What keeps this process away from production.
+    pub walls: &'a Walls,
     /// What the primary said at the moment of failure, where it was asked.
     pub primary: Option<Primary>,
     /// What or who ordered the drill.
@@ -109,6 +109,9 @@ impl Drill<'_> {
         let postgres = programs
             .get("postgres")
             .ok_or_else(|| Error::failed(programs.missing("postgres")))?;
+        if let Some(primary) = &self.primary {
+            primary.must_be_of(&plan)?;
+        }
         let guest = Guest::admit(self, &plan, scratch)?;
 
         let mut course = Course::new(
@@ -150,10 +153,11 @@ impl Drill<'_> {
         lease.release().await;
         let broken = broken.err().map(|error| error.one_line());
         self.find_holders(&mut course).await;
-        if let Some(walls) = self.walls {
-            // Once more: what a server opens meanwhile, it would have to have opened to us.
-            course.walls = walls.prove(self.cluster).await;
-        }
+        course.walls = match self.scenario {
+            // Once more: what a server opens meanwhile, it would have opened to us.
+            Scenario::TotalLoss => self.walls.prove().await,
+            _ => vec![self.walls.outgoing()],
+        };
         Ok(self.conclude(course, scratch, broken))
     }
 
@@ -263,6 +267,10 @@ impl Drill<'_> {
         let copies = self.copies(&course, open && failure.is_none());
         let mut environment = self.environment(&course, scratch);
         let walls = std::mem::take(&mut course.walls);
+        let not_shown = match self.scenario {
+            Scenario::TotalLoss => walls::require(&walls).err(),
+            _ => None,
+        };
         environment.isolation.extend(walls);
         let mut warnings = std::mem::take(&mut course.warnings);
         warnings.extend(course.instance.iter().flat_map(|i| i.warnings().to_vec()));
@@ -273,6 +281,7 @@ impl Drill<'_> {
             &course.checks,
         );
         reasons.extend(isolation::failures(&environment.isolation));
+        reasons.extend(not_shown.map(|error| error.what().to_owned()));
         let server_log = course.instance.as_ref().map(Instance::log);
         let server_log = tail(&server_log.unwrap_or_default(), LOG_LINES);
         let report = Report {

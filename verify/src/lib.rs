@@ -24,5 +24,5 @@ pub mod render;
 pub mod replay;
 pub mod report;
 pub mod scratch;
-pub mod total_loss;
+pub mod walls;
 pub mod watch;

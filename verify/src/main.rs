@@ -7,7 +7,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use seawall::cli::drill::{self, DrillArgs, DrillCommand, HistoryArgs};
 use seawall::cli::{self, siblings, start_logging};
-use seawall::config::DrillConfig;
+use seawall::config::{ClusterConfig, DrillConfig, RepositoryConfig};
 use seawall::durable;
 use seawall::error::{Error, Exit, IoContext, Result};
 use seawall::postgres::recovery::RecoveryTarget;
@@ -23,7 +23,7 @@ use seawall_drill::rehearsal::Script;
 use seawall_drill::render;
 use seawall_drill::report::Report;
 use seawall_drill::scratch::{self, Scratch};
-use seawall_drill::total_loss::{self, Walls};
+use seawall_drill::walls::{self, Walls};
 use seawall_restore::system_for;
 
 fn main() -> ExitCode {
@@ -100,21 +100,23 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     // Dropped last, after the runtime with all its threads has ended.
     let mut scratch = Scratch::new(&parent)?;
     scratch::sweep_dead(&parent);
-    // Before the first thread: what is given up here, all that comes is without.
-    let walls = match total_loss {
-        true => Some(Walls::build(cluster, &config, repository, scratch.path())?),
+    let primary = match args.measure_loss {
+        true => Some(ask_the_primary(cluster)?),
         false => None,
     };
+    if let Some(primary) = &primary {
+        failed_at = primary.asked;
+    }
+    // Before the first thread: what is given up here, all that comes is without.
+    let mut reached: Vec<&RepositoryConfig> = vec![repository];
+    if !total_loss {
+        // They are asked whether they hold the backup, too.
+        reached.extend(&config.repository);
+    }
+    let walls = Walls::build(cluster, &config, &reached, scenario != Scenario::Restore)?;
     let exit = cli::run(async {
-        if let Some(walls) = &walls {
-            total_loss::require(&walls.prove(cluster).await)?;
-        }
-        let primary = match args.measure_loss {
-            true => Some(Primary::ask(cluster).await?),
-            false => None,
-        };
-        if let Some(primary) = &primary {
-            failed_at = primary.asked;
+        if total_loss {
+            walls::require(&walls.prove().await)?;
         }
         let rules = &repository.retention;
         let repository = Repository::open(repository)?;
@@ -141,7 +143,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
             migration: script
                 .as_ref()
                 .map(|script| (script, args.rehearsal.database.as_deref())),
-            walls: walls.as_ref(),
+            walls: &walls,
             primary,
             trigger: args.trigger.clone(),
             fetch,
@@ -191,6 +193,15 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     });
     drop(scratch);
     Ok(exit)
+}
+
+/// On a runtime that is gone afterwards, with its threads.
+fn ask_the_primary(cluster: &ClusterConfig) -> Result<Primary> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the runtime").because(error))?;
+    runtime.block_on(Primary::ask(cluster))
 }
 
 /// What the drill may use: arguments come before settings.

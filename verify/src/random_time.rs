@@ -28,17 +28,21 @@ pub async fn draw(
     let catalogue = Catalogue::load(system).await?;
     let archived = catalogue.everything_archived().await?;
     let windows = catalogue.windows(&archived).await;
-    let mut ends: Vec<Timestamp> = catalogue
+    // Of the line that recovery follows: what was written on one that was left cannot be reached
+    // on it.
+    let line = catalogue.history(catalogue.newest_timeline())?;
+    let on_line: Vec<_> = catalogue
         .backups
         .iter()
-        .filter(|backup| backup.damaged_page_count == 0)
-        .map(|backup| backup.stop_time)
+        .zip(&windows)
+        .filter(|(backup, _)| backup.damaged_page_count == 0)
+        .filter(|(backup, _)| line.contains(backup.timeline, backup.stop_lsn))
         .collect();
+    let mut ends: Vec<Timestamp> = on_line.iter().map(|(backup, _)| backup.stop_time).collect();
     ends.sort();
-    let until = windows
+    let until = on_line
         .iter()
-        .flatten()
-        .filter_map(|window| window.to)
+        .filter_map(|(_, window)| window.as_ref()?.to)
         .max();
     let nothing = || {
         Error::unreachable("no moment can be drawn: no commit is archived behind a backup")
@@ -67,8 +71,16 @@ fn promised_from(ends: &[Timestamp], rules: &RetentionConfig, now: Timestamp) ->
         let behind = ends.len().saturating_sub(count.max(1) as usize);
         ends[behind]
     });
-    let promised = [window, full].into_iter().flatten().min();
-    Some(promised.unwrap_or(oldest).max(oldest))
+    let promised = match (
+        [window, full].into_iter().flatten().min(),
+        rules.has_rules(),
+    ) {
+        (Some(promised), _) => promised,
+        // Of hourly to yearly backups only the end of each is promised, and all since the last.
+        (None, true) => *ends.last()?,
+        (None, false) => oldest,
+    };
+    Some(promised.max(oldest))
 }
 
 /// The moment that a seed draws from a window, to the microsecond; never its end, which
@@ -121,6 +133,11 @@ mod tests {
                 "{rules:?}"
             );
         }
+        let rules = RetentionConfig {
+            daily: Some(7),
+            ..RetentionConfig::default()
+        };
+        assert_eq!(promised_from(&ends, &rules, at(60)), Some(at(48)));
         assert_eq!(
             promised_from(&[], &RetentionConfig::default(), at(60)),
             None

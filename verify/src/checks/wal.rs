@@ -59,7 +59,7 @@ pub fn broken_off(error: &Error) -> Check {
 ///
 /// WAL ends before a segment that is missing, also where a few are there behind it: an archiver
 /// that works ahead stores them first. That passes within moments. Who still misses it after
-/// the whole restore, and [`HELD_UP`] later, has lost it, or has an archiver that is stuck.
+/// the whole restore, and `HELD_UP` later, has lost it, or has an archiver that is stuck.
 pub async fn end_of_wal(system: &System, request: &Request, plan: &Plan, replay: &Replay) -> Check {
     if request.target != RecoveryTarget::Latest {
         return Check::not_tested(END_OF_WAL, "a target was chosen");

@@ -11,8 +11,9 @@ use seawall::heartbeat::Tail;
 use seawall::postgres::history::TimelineHistory;
 use seawall::postgres::recovery::RecoveryTarget;
 use seawall::postgres::sql::Client;
-use seawall::postgres::{Lsn, WalFileName};
+use seawall::postgres::{Lsn, SystemId, TimelineId, WalFileName};
 use seawall::repository::System;
+use seawall::repository::catalogue::Plan;
 
 use super::Drill;
 use super::course::Course;
@@ -30,6 +31,10 @@ const AHEAD_SECONDS: f64 = 5.0;
 /// What the primary said of itself at the moment of failure.
 #[derive(Debug, Clone, Copy)]
 pub struct Primary {
+    /// Its system identifier.
+    pub system_id: SystemId,
+    /// The timeline that it writes.
+    pub timeline: TimelineId,
     /// Where its WAL stood.
     pub lsn: Lsn,
     /// Its next transaction id.
@@ -56,17 +61,49 @@ impl Primary {
                     ),
             );
         }
+        let (system_id, timeline) = (
+            client.system_identifier().await?,
+            client.current_timeline().await?,
+        );
         let before = Timestamp::now();
         let position = client.wal_position().await?;
         let asked = Timestamp::now();
         let next_xid = next_xid(&position.snapshot)
             .ok_or_else(|| Error::failed("the server did not tell its next transaction"))?;
         Ok(Self {
+            system_id,
+            timeline,
             lsn: position.lsn,
             next_xid,
             clock_skew: skew(position.time, before, asked),
             asked,
         })
+    }
+
+    /// Refuses where the plan is for another server: another system, or one that went on
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// Exit code 4.
+    pub(super) fn must_be_of(&self, plan: &Plan) -> Result<()> {
+        let refused = |what: String| {
+            Err(Error::refused(what).hint(
+                "what this server has written is no measure of the loss: leave out --measure-loss, or name the primary in the cluster's connection",
+            ))
+        };
+        if self.system_id != plan.backup.system_id {
+            return refused(format!(
+                "the server is system {}, the backup is of system {}",
+                self.system_id, plan.backup.system_id
+            ));
+        }
+        if self.timeline != plan.history.timeline {
+            return refused(format!(
+                "the server writes timeline {}, recovery goes to timeline {}",
+                self.timeline, plan.history.timeline
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -170,42 +207,96 @@ impl Drill<'_> {
             );
             return rpo;
         }
-        // Whoever is consistent has everything up to the end of the backup.
-        let stop = course.plan.backup.stop_time;
-        let (until, what) = match course.replay.last_transaction {
-            Some(last) if last > stop => (last, "the last recovered commit"),
-            _ => (
-                stop,
-                "the end of the backup, after which no commit was recovered",
-            ),
+        let (until, what) = match self.recovered_until(course) {
+            Ok(until) => until,
+            Err(why) => {
+                rpo.method = format!("not tested: {why}");
+                return rpo;
+            }
         };
         let lost = self.failed_at.duration_since(until).as_secs_f64().max(0.0);
         rpo.measured_seconds = Some(round(lost));
-        let tail = course
-            .loss
-            .tail
-            .as_ref()
-            .and_then(|tail| tail.as_ref().ok());
-        let beating = tail.and_then(|tail| Some((tail.last_beat?.time, tail.interval)));
+        let tail = course.loss.tail.as_ref();
+        let unread = tail.and_then(|tail| tail.as_ref().err());
+        let tail = tail.and_then(|tail| tail.as_ref().ok());
+        let beating = tail.and_then(|tail| self.beating(tail, until));
         rpo.upper_bound = beating.is_none();
         self.count(&mut rpo, course, tail, lost);
         rpo.method = format!(
             "the moment of failure minus {what}, by the server's clock against this host's; {}; {}",
-            known_by(beating),
+            match unread {
+                Some(why) => format!("an upper bound: the end of the WAL could not be read: {why}"),
+                None => known_by(beating),
+            },
             self.counted_by(&rpo)
         );
         rpo
     }
 
+    /// Until when everything was recovered that was archived at the moment of failure. What was
+    /// archived while the drill was restoring would not have been there.
+    fn recovered_until(&self, course: &Course) -> Result<(Timestamp, &'static str), &'static str> {
+        // Whoever is consistent has everything up to the end of the backup.
+        let stop = course.plan.backup.stop_time;
+        let end_of_backup = (
+            stop,
+            "the end of the backup, after which no commit was recovered",
+        );
+        let after = |time: Timestamp| time.duration_since(self.failed_at).as_secs_f64();
+        if after(stop) > AHEAD_SECONDS {
+            return Err("the backup ended after the moment of failure");
+        }
+        match course.replay.last_transaction {
+            Some(last) if last <= stop => Ok(end_of_backup),
+            None => Ok(end_of_backup),
+            Some(last) if last <= self.failed_at => Ok((last, "the last recovered commit")),
+            Some(_) if after(course.plan.wal_end_stored) > AHEAD_SECONDS => {
+                Err("WAL was archived after the moment of failure, and recovered")
+            }
+            Some(_) => match &course.loss.tail {
+                Some(Ok(tail)) => Ok((
+                    tail.last_end
+                        .unwrap_or(stop)
+                        .clamp(stop, self.failed_at.max(stop)),
+                    "the last commit of the WAL that was archived then (more was while the drill restored)",
+                )),
+                _ => Err(
+                    "WAL was archived meanwhile, and the end of what there was before cannot be read",
+                ),
+            },
+        }
+    }
+
+    /// The last heartbeat and the interval, if the server was beating to the end of what was
+    /// recovered: one that stopped days before tells nothing of the silence after it.
+    fn beating(&self, tail: &Tail, until: Timestamp) -> Option<(Timestamp, f64)> {
+        let last = tail.last_beat?.time;
+        let configured = self.config.heartbeat.interval;
+        let configured = configured.map(|interval| interval.0.as_secs_f64());
+        let interval = match (tail.interval, configured) {
+            (Some(seen), Some(configured)) => seen.min(configured),
+            (seen, configured) => seen.or(configured)?,
+        };
+        let silent = until.duration_since(last).as_secs_f64();
+        (silent <= 2.0 * interval.max(1.0)).then_some((last, interval))
+    }
+
     /// WAL and transactions that are lost.
     fn count(&self, rpo: &mut Rpo, course: &Course, tail: Option<&Tail>, lost: f64) {
         if let Some(primary) = self.primary {
-            let exact = |theirs: u64, ours: Option<u64>| {
-                let count = theirs.saturating_sub(ours?);
-                Some(Lost { count, exact: true })
-            };
-            rpo.wal_bytes = exact(primary.lsn.0, course.loss.end.map(|end| end.0));
-            rpo.transactions = exact(primary.next_xid, course.loss.next_xid);
+            // Without what was archived, and recovered, since.
+            let end = course.loss.end.map(|end| end.min(course.plan.wal_end));
+            rpo.wal_bytes = end.map(|end| Lost {
+                count: primary.lsn.0.saturating_sub(end.0),
+                exact: true,
+            });
+            let later = course.loss.end.is_none_or(|end| end > primary.lsn);
+            let ours = course.loss.next_xid.filter(|_| !later);
+            rpo.transactions = ours.map(|ours| Lost {
+                count: primary.next_xid.saturating_sub(ours),
+                // Those under way count as recovered, as far as their ids go.
+                exact: false,
+            });
             return;
         }
         let estimated = |rate: Option<f64>| {
@@ -220,7 +311,7 @@ impl Drill<'_> {
     fn counted_by(&self, rpo: &Rpo) -> &'static str {
         match (self.primary, rpo.wal_bytes) {
             (Some(_), _) => {
-                "bytes and transactions are exact: the primary was asked at the moment of failure"
+                "bytes are exact: the primary was asked at the moment of failure; transactions are the ids that it had given out since the last one that was recovered, of which some were rolled back, and some under way before"
             }
             (None, Some(_)) => {
                 "bytes and transactions are estimated from the rate at the end of the recovered WAL"
@@ -270,13 +361,10 @@ fn commit_from_the_future(course: &Course) -> Option<f64> {
     (ahead > AHEAD_SECONDS).then_some(ahead)
 }
 
-fn known_by(beating: Option<(Timestamp, Option<f64>)>) -> String {
+fn known_by(beating: Option<(Timestamp, f64)>) -> String {
     match beating {
-        Some((last, Some(interval))) => format!(
+        Some((last, interval)) => format!(
             "the server wrote a heartbeat every {interval:.0} s, the last recovered one at {last:.0}, so this is the age of what was recovered and not the silence of an idle server"
-        ),
-        Some((last, None)) => format!(
-            "a heartbeat of {last:.0} was recovered, so this is the age of what was recovered and not the silence of an idle server"
         ),
         None => "an upper bound, since a server that was idle lost nothing after its last commit (`[heartbeat] interval` makes it exact)".to_owned(),
     }

@@ -36,6 +36,7 @@ pub struct Rpo {
 pub struct Lost {
     /// How many.
     pub count: u64,
-    /// Exact: the primary was asked. Otherwise estimated from the rate before.
+    /// Exact: the primary was asked. Otherwise counted by transaction ids, or estimated from
+    /// the rate before.
     pub exact: bool,
 }

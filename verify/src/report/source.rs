@@ -98,7 +98,7 @@ pub struct Target {
     pub reached_lsn: Option<Lsn>,
     /// The last transaction that was replayed.
     pub reached_time: Option<Timestamp>,
-    /// The next transaction id of the recovered cluster: all below it were replayed.
+    /// The next transaction id of the recovered cluster.
     pub next_xid: Option<u64>,
     /// Why recovery stopped.
     pub why: String,
