@@ -228,6 +228,7 @@ fn the_walls_are_looked_at_and_nobody_can_take_them_down(version: u32) {
         "max_logical_replication_workers is 0",
         "1 tablespaces, links followed: all within",
         "with mode 0700",
+        "the memory of the postmaster and of a session holds no other",
     ] {
         assert!(proofs.contains(words), "{words}: {proofs}");
     }
@@ -253,6 +254,27 @@ fn the_walls_are_looked_at_and_nobody_can_take_them_down_on_18() {
     the_walls_are_looked_at_and_nobody_can_take_them_down(18);
 }
 
+#[test]
+fn a_wall_that_falls_while_the_instance_runs_fails_the_drill() {
+    let site = Guest::new(15, SLOW);
+    let mut running = site.start(&[]);
+    server_in(&site.drills(), &mut running);
+    let drill = std::fs::read_dir(site.drills()).unwrap().flatten().next();
+    let drill = drill.expect("it runs").path();
+    let is_socket = |path: &std::path::Path| path.join(".s.PGSQL.5432").exists();
+    let below = std::fs::read_dir(&drill).unwrap().flatten();
+    let sockets = below.map(|entry| entry.path()).chain(site.sockets());
+    let sockets = sockets.chain([drill]).find(|path| is_socket(path));
+    set_mode(&sockets.expect("it is there"), 0o755);
+    let report = running.wait().exits_with(3).json();
+    let reasons = texts(&report["reasons"]);
+    assert!(
+        reasons.contains("a socket for this user alone: it held at first, and not after"),
+        "{reasons}"
+    );
+    site.must_be_clean();
+}
+
 fn a_wall_that_does_not_hold_fails_the_drill(version: u32) {
     let site = Guest::new(version, "");
     site.drill(&[]).success();
@@ -261,15 +283,19 @@ fn a_wall_that_does_not_hold_fails_the_drill(version: u32) {
     let program = site.scratch.join("programs/postgres");
     std::fs::remove_file(&program).unwrap();
     let text = format!(
-        "#!/bin/sh\nexec '{}' \"$@\" -c listen_addresses=127.7.7.7 -c archive_mode=on -c archive_command=false -c session_preload_libraries=plpgsql -c max_logical_replication_workers=4\n",
+        "#!/bin/sh\nexec '{}' \"$@\" -c listen_addresses=127.7.7.{version} -c archive_mode=on -c archive_command=false -c session_preload_libraries=plpgsql -c max_logical_replication_workers=4\n",
         server.display()
     );
     std::fs::write(&program, text).unwrap();
     set_mode(&program, 0o755);
     let report = site.drill(&[]).exits_with(3).json();
     let reasons = texts(&report["reasons"]);
+    // Each version has an address of its own: both may run at once.
+    let listens = format!(
+        "no TCP port: listen_addresses is '127.7.7.{version}'; it listens on tcp {version:02X}07077F:1538"
+    );
     for words in [
-        "no TCP port: listen_addresses is '127.7.7.7'; it listens on tcp 0707077F:1538",
+        listens.as_str(),
         "nothing is archived: archive_mode is on",
         "postgres: archiver",
         "no replication from anywhere: max_logical_replication_workers is 4",

@@ -249,7 +249,7 @@ impl Drill<'_> {
         let clocks = checks::clocks(plan, replay, self.failed_at);
         course.checks.extend([end, contiguity, clocks]);
         let began = course.clock.now();
-        let examined = self.examine(course, keep).await;
+        let examined = self.examine(course, scratch, keep).await;
         course.clock.add_checks(began);
         examined
     }

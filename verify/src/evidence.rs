@@ -1,6 +1,7 @@
 //! Evidence: every command that a drill ran, in order, with its time and exit status. The
 //! list is the runbook of the recovery, for a person to repeat.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -9,8 +10,6 @@ use std::time::Instant;
 use jiff::Timestamp;
 use seawall::error::{Error, Result};
 use serde::Serialize;
-
-use crate::libraries::NONE_IN_SESSIONS;
 
 /// One command, or one step that stands for a command.
 #[derive(Debug, Clone, Serialize)]
@@ -79,15 +78,32 @@ impl Evidence {
 
     /// Runs a command to its end and records it. It is killed if this is given up.
     pub async fn run(&self, program: &Path, arguments: &[&str]) -> Result<Ran> {
+        self.run_client(program, arguments, "").await
+    }
+
+    /// The same with a client of the instance's, whose sessions begin with `options`.
+    pub async fn run_client(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        options: &str,
+    ) -> Result<Ran> {
         let command = as_typed(program, arguments);
         let started = (Timestamp::now(), Instant::now());
         let mut child = tokio::process::Command::new(program);
         if let Some(directory) = &self.directory {
             child.current_dir(directory);
         }
+        for variable in variables_of_postgres(std::env::vars_os()) {
+            child.env_remove(variable);
+        }
         let output = child
             .args(arguments)
-            .env("PGOPTIONS", NONE_IN_SESSIONS)
+            .env("PGOPTIONS", options)
+            // The arguments that come from us are in UTF-8, whatever a database is in.
+            .env("PGCLIENTENCODING", "UTF8")
+            // Nothing can lie there: no password of this user's goes anywhere.
+            .env("PGPASSFILE", "/dev/null/none")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -125,6 +141,15 @@ impl Evidence {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .push(step);
     }
+}
+
+/// The variables that lead PostgreSQL's programs: `PGHOSTADDR` or `PGSERVICE` would take a client
+/// of the scratch instance to another server, and that may be production.
+pub fn variables_of_postgres(
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = OsString> {
+    let names = environment.map(|(name, _)| name);
+    names.filter(|name| name.as_encoded_bytes().starts_with(b"PG"))
 }
 
 fn as_typed(program: &std::path::Path, arguments: &[&str]) -> String {

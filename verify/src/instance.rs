@@ -5,6 +5,7 @@ mod settings;
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use seawall::postgres::connection::{ConnectionString, Surroundings};
 use seawall::postgres::sql::Client;
 use seawall::repository::marker::Marker;
 
-use crate::evidence::quoted;
+use crate::evidence::{quoted, variables_of_postgres};
 use crate::libraries;
 use crate::limits::Share;
 use crate::scratch::Scratch;
@@ -98,7 +99,15 @@ impl Instance {
             config_file.clone(),
         ];
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        let child = Command::new(start.postgres)
+        let mut server = Command::new(start.postgres);
+        // Defaults of this user's are none of the server's, nor of what connects from within it.
+        // (PG_… is nobody's but perhaps the owner's: what fetches WAL may need it.)
+        for variable in variables_of_postgres(std::env::vars_os()) {
+            if !variable.as_encoded_bytes().starts_with(b"PG_") {
+                server.env_remove(variable);
+            }
+        }
+        let child = server
             .arg("-D")
             .arg(start.data)
             .arg("-c")
@@ -196,6 +205,18 @@ impl Instance {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
+    }
+
+    /// What it has logged behind the first so many bytes.
+    pub fn log_from(&self, offset: u64) -> Vec<u8> {
+        let mut gained = Vec::new();
+        if let Ok(mut log) = File::open(&self.log)
+            && log.seek(SeekFrom::Start(offset)).is_ok()
+        {
+            // What cannot be read now is read the next time.
+            let _ = log.read_to_end(&mut gained);
+        }
+        gained
     }
 
     /// Its exit status, if it has ended by itself.

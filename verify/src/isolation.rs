@@ -1,10 +1,10 @@
 //! The walls between a scratch instance and production, each looked at while the instance
-//! runs: in its processes and files, and in what it answers. That its settings ask for them
-//! proves nothing.
+//! runs, once it is open and again before it stops: in its processes and files, and in what it
+//! answers. That its settings ask for them proves nothing.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use seawall::error::Result;
 use seawall::postgres::sql::Client;
@@ -35,6 +35,34 @@ const SETTINGS: [&str; 10] = [
     libraries::SETTINGS[2],
 ];
 
+/// What is known of libraries before anything is looked at.
+pub struct Libraries<'a> {
+    /// `[drill.settings]`.
+    pub owner: &'a BTreeMap<String, String>,
+    /// What the source's configuration says, as far as it was restored.
+    pub source: &'a BTreeMap<String, String>,
+    /// The server's program.
+    pub postgres: &'a Path,
+}
+
+/// The first look, with each wall that fell before the second one.
+pub fn both(first: Vec<Isolation>, second: Vec<Isolation>) -> Vec<Isolation> {
+    let looks = first.into_iter().zip(second);
+    looks
+        .map(|(first, second)| match (first.held, second.held) {
+            (Some(true), Some(false)) => Isolation {
+                proof: format!(
+                    "it held at first, and not after the checks: {}",
+                    second.proof
+                ),
+                ..second
+            },
+            (Some(true), None) => second,
+            _ => first,
+        })
+        .collect()
+}
+
 /// Looks at each wall of an instance that runs.
 ///
 /// # Errors
@@ -43,7 +71,7 @@ pub async fn look(
     instance: &Instance,
     client: &Client,
     scratch: &Scratch,
-    owner: &BTreeMap<String, String>,
+    libraries: &Libraries<'_>,
 ) -> Result<Vec<Isolation>> {
     let settings = client.settings(&SETTINGS).await?;
     let shown = |name: &str| {
@@ -52,6 +80,13 @@ pub async fn look(
             .map_or("", |setting| setting.value.as_str())
     };
     let pids = processes::tree(instance.pid());
+    let session = client.query_text("SELECT pg_backend_pid()").await?;
+    let session = session.and_then(|pid| pid.parse::<i32>().ok());
+    let mapped = |pid: i32| processes::libraries_of(pid);
+    let mapped = (
+        mapped(instance.pid()),
+        session.map_or_else(Vec::new, mapped),
+    );
     let titles: Vec<String> = pids.iter().map(|pid| processes::command_of(*pid)).collect();
     Ok(vec![
         no_port(&pids, shown("listen_addresses")),
@@ -62,7 +97,7 @@ pub async fn look(
             shown("primary_conninfo"),
         ),
         own_files(scratch, Path::new(shown("data_directory"))),
-        own_libraries(owner, &shown),
+        own_libraries(libraries, &shown, mapped),
         own_socket(
             scratch,
             instance.socket_directory(),
@@ -193,14 +228,18 @@ fn own_files(scratch: &Scratch, data: &Path) -> Isolation {
     )
 }
 
-/// Nothing is loaded but what the owner asks the drill to.
+/// Nothing is loaded but what the owner asks the drill to: by the settings of a session, and by
+/// what the postmaster, whose processes all have what it has, and that session have in their
+/// memory. A session may have loaded more, as a conversion of characters: there nothing may be
+/// that the source preloads.
 fn own_libraries<'a>(
-    owner: &BTreeMap<String, String>,
+    about: &Libraries<'_>,
     shown: &impl Fn(&str) -> &'a str,
+    (postmaster, session): (Vec<PathBuf>, Vec<PathBuf>),
 ) -> Isolation {
     let mut held = true;
     let seen = libraries::SETTINGS.map(|name| {
-        let asked = owner.get(name).map_or("", String::as_str);
+        let asked = about.owner.get(name).map_or("", String::as_str);
         let there = shown(name);
         held &= there == asked;
         match there == asked && !asked.is_empty() {
@@ -208,7 +247,41 @@ fn own_libraries<'a>(
             false => format!("{name} is '{there}'"),
         }
     });
-    wall(OWN_LIBRARIES, held, seen.join("; "))
+    let asked = libraries::stems(about.owner);
+    let preloaded = libraries::stems(about.source);
+    let directory = libraries::library_directory(about.postgres);
+    // What the owner loads may load others.
+    let free = asked.is_empty();
+    // libc and its like may lie in the same directory.
+    let is_module = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".so") && !name.starts_with("lib")
+    };
+    let of_server = |path: &Path| free && is_module(path) && directory.as_deref() == path.parent();
+    let is_foreign = |path: &Path| {
+        let stem = libraries::stem(path);
+        preloaded.contains(&stem) && !asked.contains(&stem)
+    };
+    let mut foreign: Vec<String> = postmaster
+        .iter()
+        .filter(|path| is_foreign(path) || of_server(path))
+        .chain(session.iter().filter(|path| is_foreign(path)))
+        .map(|path| path.display().to_string())
+        .collect();
+    foreign.sort();
+    foreign.dedup();
+    held &= foreign.is_empty();
+    let looked = match (postmaster.is_empty(), foreign.is_empty()) {
+        (true, _) => "what the postmaster has loaded is not known".to_owned(),
+        (false, true) => "the memory of the postmaster and of a session holds no other".to_owned(),
+        (false, false) => format!("loaded all the same: {}", foreign.join(", ")),
+    };
+    Isolation {
+        claim: OWN_LIBRARIES,
+        // A process always has libraries: where none are seen, nobody could look.
+        held: (!postmaster.is_empty() || !held).then_some(held),
+        proof: format!("{}; {looked}", seen.join("; ")),
+    }
 }
 
 fn own_socket(scratch: &Scratch, sockets: &Path, directories: &str) -> Isolation {
@@ -284,6 +357,20 @@ mod tests {
     }
 
     #[test]
+    fn a_wall_that_fell_after_the_first_look_has_fallen() {
+        let look = |held| vec![no_archiving(&[], if held { "off" } else { "on" }, "")];
+        let held = |first, second| both(look(first), look(second))[0].held;
+        assert_eq!(held(true, true), Some(true));
+        assert_eq!(held(true, false), Some(false));
+        assert_eq!(held(false, true), Some(false));
+        let why = failures(&both(look(true), look(false)));
+        assert!(
+            why[0].contains("not after the checks: archive_mode is on"),
+            "{why:?}"
+        );
+    }
+
+    #[test]
     fn a_port_a_foreign_library_and_an_open_directory_are_fallen_walls() {
         let own = [std::process::id() as i32];
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -292,14 +379,50 @@ mod tests {
         assert_eq!(no_port(&[], "*").held, Some(false));
         assert_eq!(no_port(&[], "").held, Some(true));
         let owner = [("shared_preload_libraries".to_owned(), "mine".to_owned())].into();
+        let none = BTreeMap::new();
+        let source = [(
+            "shared_preload_libraries".to_owned(),
+            "pg_cron, mine".to_owned(),
+        )]
+        .into();
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("lib")).unwrap();
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        for file in ["lib/plpgsql.so", "bin/postgres"] {
+            std::fs::File::create(root.join(file)).unwrap();
+        }
+        let postgres = root.join("bin/postgres");
+        let about = |owner| Libraries {
+            owner,
+            source: &source,
+            postgres: &postgres,
+        };
         let shown = |value: &'static str| {
             move |name: &str| match name {
                 "shared_preload_libraries" => value,
                 _ => "",
             }
         };
-        assert_eq!(own_libraries(&owner, &shown("mine")).held, Some(true));
-        assert_eq!(own_libraries(&owner, &shown("pg_cron")).held, Some(false));
+        let files = |names: &[&str]| -> Vec<PathBuf> {
+            let all = ["/lib/libc.so.6"].iter().chain(names);
+            all.map(|name| root.join(name)).collect()
+        };
+        let judge = |owner, value, postmaster: &[&str], session: &[&str]| {
+            let mapped = (files(postmaster), files(session));
+            own_libraries(&about(owner), &shown(value), mapped).held
+        };
+        assert_eq!(judge(&owner, "mine", &["lib/mine.so"], &[]), Some(true));
+        assert_eq!(judge(&owner, "pg_cron", &[], &[]), Some(false));
+        // Whatever the settings say.
+        let cron = &["lib/pg_cron.so"][..];
+        assert_eq!(judge(&owner, "mine", cron, &[]), Some(false));
+        assert_eq!(judge(&owner, "mine", &[], cron), Some(false));
+        let other = &["lib/utf8_and_euc_jp.so"][..];
+        assert_eq!(judge(&none, "", &[], other), Some(true));
+        assert_eq!(judge(&none, "", other, &[]), Some(false));
+        let unseen = own_libraries(&about(&none), &shown(""), (Vec::new(), Vec::new()));
+        assert_eq!(unseen.held, None);
         let parent = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(parent.path()).unwrap();
         let judge = |place: &Path| own_socket(&scratch, place, "").held;

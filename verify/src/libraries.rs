@@ -3,7 +3,7 @@
 //! what recovery cannot do without, as a library with WAL records of its own. But a recovery in
 //! earnest needs them, so those that this host lacks are named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The settings that name libraries.
@@ -101,13 +101,28 @@ fn names(list: &str) -> Vec<String> {
 }
 
 /// Where the server looks for `$libdir`: `pg_config --pkglibdir`, which not every package has.
-fn library_directory(postgres: &Path) -> Option<PathBuf> {
+pub fn library_directory(postgres: &Path) -> Option<PathBuf> {
     let program = postgres.canonicalize().ok()?;
     let prefix = program.parent()?.parent()?;
     ["lib/postgresql", "lib", "lib64/postgresql", "lib64"]
         .map(|relative| prefix.join(relative))
         .into_iter()
         .find(|directory| directory.join(ALWAYS_THERE).is_file())
+}
+
+/// The names of the libraries that those settings preload, without directory and ending.
+pub fn stems(settings: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let lists = SETTINGS.iter().filter_map(|setting| settings.get(*setting));
+    lists
+        .flat_map(|list| names(list))
+        .map(|name| stem(Path::new(&name)))
+        .collect()
+}
+
+/// `auto_explain` of `$libdir/auto_explain.so`.
+pub fn stem(library: &Path) -> String {
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_suffix(".so").unwrap_or(&name).to_owned()
 }
 
 fn is_there(library: &str, directory: &Path, search: Option<&str>) -> bool {

@@ -2,7 +2,7 @@
 //! directory, what they take of the memory, and what they listen on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +13,9 @@ use crate::host;
 
 /// The state of a TCP socket that listens, as `/proc/net/tcp` writes it.
 const LISTENING: &str = "0A";
+
+/// What a drill runs in its directory, besides programs of our own.
+const PROGRAMS: [&str; 4] = ["postgres", "pg_amcheck", "pg_checksums", "pg_verifybackup"];
 
 /// A process and all that descend from it, parents first.
 pub fn tree(root: i32) -> Vec<i32> {
@@ -55,6 +58,20 @@ pub fn memory_of(pid: i32) -> u64 {
         .ok()
         .and_then(|text| host::kibibytes(&text, "Pss:"))
         .unwrap_or(0)
+}
+
+/// The shared libraries that it has in its memory, and its program; none where nobody may look.
+pub fn libraries_of(pid: i32) -> Vec<PathBuf> {
+    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let mut files: Vec<PathBuf> = String::from_utf8_lossy(&maps)
+        .lines()
+        // "address permissions offset device inode    /the/file"; other memory has no inode.
+        .filter(|line| line.split_whitespace().nth(4) != Some("0"))
+        .filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])))
+        .collect();
+    files.sort();
+    files.dedup();
+    files
 }
 
 /// What it was called with, or what it calls itself, as PostgreSQL's processes do.
@@ -121,8 +138,19 @@ pub fn listening(pids: &[i32]) -> Result<(Vec<String>, usize)> {
     Ok((addresses, sockets.len()))
 }
 
-/// Ends every process of this user that works in `directory`: the server of a drill that was
-/// killed, and what it runs. Each by its id, and only while its working directory says so.
+/// Whether it is one of those that a drill runs. A shell that stands in the directory is a
+/// person's, or the server's to fetch WAL, and ends with that.
+fn is_a_drills(pid: i32) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = program.file_name().map(|name| name.to_string_lossy());
+    let name = name.unwrap_or_default();
+    // So the kernel writes where the file was replaced meanwhile.
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    PROGRAMS.contains(&name) || name.starts_with("seawall")
+}
+
+/// Ends what a drill that was killed left running in its directory: the server, and programs of
+/// PostgreSQL's and ours. Each by its id, and only while its working directory says so.
 pub(crate) fn end_in(directory: &Path) -> Result<()> {
     let directory = directory.canonicalize().on("find", directory)?;
     let postmaster = std::fs::read_to_string(directory.join("data/postmaster.pid"))
@@ -132,7 +160,8 @@ pub(crate) fn end_in(directory: &Path) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(patience);
         let mut told = Vec::new();
         loop {
-            let left = working_in(&directory);
+            let mut left = working_in(&directory);
+            left.retain(|pid| is_a_drills(*pid));
             if left.is_empty() {
                 return Ok(());
             }
@@ -184,6 +213,26 @@ mod tests {
         drop(listener);
         let (found, _) = listening(&own).unwrap();
         assert!(!found.iter().any(|one| one.ends_with(&port)), "{found:?}");
+    }
+
+    #[test]
+    fn a_server_that_was_left_is_ended_and_a_shell_in_its_directory_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("drill");
+        std::fs::create_dir(&place).unwrap();
+        let server = directory.path().join("postgres");
+        std::fs::copy("/bin/sleep", &server).unwrap();
+        let start = |program: &Path| {
+            let mut command = std::process::Command::new(program);
+            command.arg("600").current_dir(&place).spawn().unwrap()
+        };
+        let (mut server, mut shell) = (start(&server), start(Path::new("/bin/sleep")));
+        let waits = std::thread::spawn(move || server.wait().unwrap());
+        end_in(&place).unwrap();
+        assert!(!waits.join().unwrap().success());
+        assert!(shell.try_wait().unwrap().is_none(), "it was ended");
+        shell.kill().unwrap();
+        shell.wait().unwrap();
     }
 
     #[test]

@@ -38,37 +38,55 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads a log with `log_line_prefix = '%m '` in UTC.
-    pub fn parse(log: &str) -> Self {
-        let mut replay = Self::default();
-        for line in log.lines() {
-            let (Some(time), Some(event)) = (time_of(line), RecoveryEvent::parse(line)) else {
-                continue;
-            };
-            match event {
-                RecoveryEvent::RedoStarts(_) => replay.redo_starts = Some(time),
-                RecoveryEvent::Consistent(_) => {
-                    replay.consistent.get_or_insert(time);
-                }
-                RecoveryEvent::RedoDone(lsn) => replay.redo_done = Some((time, lsn)),
-                RecoveryEvent::Stopping(point) => replay.stopped = Some(words(&point)),
-                RecoveryEvent::LastTransaction(text) => {
-                    replay.last_transaction = parse_time(&text);
-                }
-                RecoveryEvent::NewTimeline(timeline) => replay.timeline = Some(timeline),
-                RecoveryEvent::Ready => replay.ready = Some(time),
-                RecoveryEvent::Restored(name) => {
-                    replay.segments += 1;
-                    replay.restored.push(name);
-                }
-                RecoveryEvent::Failed(failure) => {
-                    // The first says why; what follows are its consequences.
-                    replay.failure.get_or_insert(failure_words(&failure, line));
-                }
-                _ => {}
+    /// Reads a line of a log with `log_line_prefix = '%m '` in UTC.
+    fn read(&mut self, line: &str) {
+        let (Some(time), Some(event)) = (time_of(line), RecoveryEvent::parse(line)) else {
+            return;
+        };
+        match event {
+            RecoveryEvent::RedoStarts(_) => self.redo_starts = Some(time),
+            RecoveryEvent::Consistent(_) => {
+                self.consistent.get_or_insert(time);
             }
+            RecoveryEvent::RedoDone(lsn) => self.redo_done = Some((time, lsn)),
+            RecoveryEvent::Stopping(point) => self.stopped = Some(words(&point)),
+            RecoveryEvent::LastTransaction(text) => {
+                self.last_transaction = parse_time(&text);
+            }
+            RecoveryEvent::NewTimeline(timeline) => self.timeline = Some(timeline),
+            RecoveryEvent::Ready => self.ready = Some(time),
+            RecoveryEvent::Restored(name) => {
+                self.segments += 1;
+                self.restored.push(name);
+            }
+            RecoveryEvent::Failed(failure) => {
+                // The first says why; what follows are its consequences.
+                self.failure.get_or_insert(failure_words(&failure, line));
+            }
+            _ => {}
         }
-        replay
+    }
+}
+
+/// A log that grows: each line is read once, when its end is there. A long recovery writes a
+/// line for each segment, and to read them all again and again would count as its time.
+#[derive(Debug, Default)]
+struct Follower {
+    read: u64,
+    unfinished: Vec<u8>,
+}
+
+impl Follower {
+    fn follow(&mut self, gained: &[u8], replay: &mut Replay) {
+        self.read += gained.len() as u64;
+        self.unfinished.extend_from_slice(gained);
+        let Some(end) = self.unfinished.iter().rposition(|byte| *byte == b'\n') else {
+            return;
+        };
+        let whole: Vec<u8> = self.unfinished.drain(..=end).collect();
+        for line in String::from_utf8_lossy(&whole).lines() {
+            replay.read(line);
+        }
     }
 }
 
@@ -78,9 +96,10 @@ pub async fn wait_until_open(
     instance: &mut Instance,
     replay: &mut Replay,
 ) -> Result<Option<Client>> {
+    let mut follower = Follower::default();
     loop {
         let ended = instance.ended();
-        *replay = Replay::parse(&instance.log());
+        follower.follow(&instance.log_from(follower.read), replay);
         if let Some(status) = ended {
             replay
                 .failure
@@ -144,6 +163,29 @@ fn failure_words(failure: &RecoveryFailure, line: &str) -> String {
 mod tests {
     use super::*;
 
+    fn parse(log: &str) -> Replay {
+        let mut replay = Replay::default();
+        Follower::default().follow(log.as_bytes(), &mut replay);
+        replay
+    }
+
+    #[test]
+    fn a_log_that_grows_in_pieces_is_read_once_and_in_whole_lines() {
+        let log = "\
+2026-11-20 13:39:44.852 UTC LOG:  restored log file \"00000001000000000000000A\" from archive
+2026-11-20 13:39:44.948 UTC LOG:  redo starts at 0/A0E2D00
+2026-11-20 13:39:45.852 UTC LOG:  restored log file \"00000001000000000000000B\" from archive
+";
+        for size in [1, 7, 60, 1000] {
+            let (mut follower, mut replay) = (Follower::default(), Replay::default());
+            for piece in log.as_bytes().chunks(size) {
+                follower.follow(piece, &mut replay);
+            }
+            assert_eq!((replay.segments, follower.read), (2, log.len() as u64));
+            assert!(replay.redo_starts.is_some());
+        }
+    }
+
     #[test]
     fn the_log_of_a_recovery_tells_its_phases() {
         let log = "\
@@ -157,7 +199,7 @@ mod tests {
 2026-11-20 13:39:46.162 UTC LOG:  selected new timeline ID: 2
 2026-11-20 13:39:47.000 UTC LOG:  database system is ready to accept connections
 ";
-        let replay = Replay::parse(log);
+        let replay = parse(log);
         let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
         assert_eq!(replay.redo_starts, at("2026-11-20T13:39:44.948Z"));
         assert_eq!(replay.consistent, at("2026-11-20T13:39:45.075Z"));
@@ -174,7 +216,7 @@ mod tests {
 2026-11-20 13:39:46.150 UTC FATAL:  the database system is shutting down
 ";
         assert_eq!(
-            Replay::parse(log).failure.unwrap(),
+            parse(log).failure.unwrap(),
             "the archived WAL ends before the target"
         );
     }

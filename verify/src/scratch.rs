@@ -375,7 +375,9 @@ mod tests {
         let scratch = Scratch::new(parent).unwrap();
         let data = scratch.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        let server = Command::new("sleep").arg("600").current_dir(&data).spawn();
+        let program = scratch.path().join("postgres");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let server = Command::new(program).arg("600").current_dir(&data).spawn();
         (scratch, server.unwrap())
     }
 

@@ -18,7 +18,8 @@ use crate::limits::Limits;
 use crate::{host, processes};
 
 /// How often it looks, unless looking takes long: then a twentieth of the time goes into it, and
-/// a fifth where there is a limit.
+/// a fifth where there is a limit. Files and memory are looked at apart: to walk through a million
+/// files takes seconds, in which processes can take all memory.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// How often it looks at memory that has no limit: only the report asks.
@@ -27,12 +28,11 @@ const MEMORY_EVERY: Duration = Duration::from_secs(1);
 /// What is left on the disk for others, whatever the limit.
 const RESERVE: u64 = 32 << 20;
 
-/// The thread that looks. It ends when this is dropped.
+/// The threads that look. They end when this is dropped.
 pub struct Watch {
     peaks: Arc<Peaks>,
     exceeded: watch::Receiver<Option<String>>,
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    looking: Vec<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 #[derive(Debug, Default)]
@@ -46,19 +46,21 @@ impl Watch {
     pub fn start(scratch: &Path, limits: Limits) -> Self {
         let peaks = Arc::new(Peaks::default());
         let (tell, exceeded) = watch::channel(None);
-        let (stop, stopped) = mpsc::channel();
-        let look = Look {
-            scratch: scratch.to_owned(),
-            limits,
-            peaks: Arc::clone(&peaks),
-            memory_looked: None,
-        };
-        let thread = std::thread::spawn(move || look.until(&stopped, &tell));
+        let looking = [Part::Files, Part::Memory].map(|part| {
+            let (stop, stopped) = mpsc::channel();
+            let look = Look {
+                scratch: scratch.to_owned(),
+                limits,
+                peaks: Arc::clone(&peaks),
+                part,
+                tell: tell.clone(),
+            };
+            (stop, std::thread::spawn(move || look.until(&stopped)))
+        });
         Self {
             peaks,
             exceeded,
-            stop: Some(stop),
-            thread: Some(thread),
+            looking: looking.into(),
         }
     }
 
@@ -92,82 +94,91 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
+        let (stop, threads): (Vec<_>, Vec<_>) = self.looking.drain(..).unzip();
+        drop(stop);
+        for thread in threads {
             let _ = thread.join();
         }
     }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Files,
+    /// And what is left on the disk, which is known at once.
+    Memory,
 }
 
 struct Look {
     scratch: PathBuf,
     limits: Limits,
     peaks: Arc<Peaks>,
-    memory_looked: Option<Instant>,
+    part: Part,
+    tell: watch::Sender<Option<String>>,
 }
 
 impl Look {
-    fn until(mut self, stopped: &mpsc::Receiver<()>, tell: &watch::Sender<Option<String>>) {
+    fn until(self, stopped: &mpsc::Receiver<()>) {
+        let mut memory_next = Instant::now();
         loop {
             let began = Instant::now();
-            if let Some(why) = self.once() {
-                tell.send_replace(Some(why));
+            let mut pause = EVERY;
+            let exceeded = match self.part {
+                Part::Files => {
+                    let exceeded = self.files();
+                    let share = if self.limits.disk.is_some() { 4 } else { 19 };
+                    pause = pause.max(began.elapsed() * share);
+                    exceeded
+                }
+                Part::Memory => {
+                    let mut exceeded = None;
+                    if began >= memory_next {
+                        exceeded = self.memory_exceeded();
+                        let rest = match self.limits.memory {
+                            Some(_) => began.elapsed() * 4,
+                            None => MEMORY_EVERY.max(began.elapsed() * 19),
+                        };
+                        memory_next = Instant::now() + rest;
+                    }
+                    // What takes long to count can be full before it is counted again.
+                    exceeded.or_else(|| self.nearly_full())
+                }
+            };
+            if let Some(why) = exceeded {
+                // The first says why.
+                self.tell.send_if_modified(|told| {
+                    let first = told.is_none();
+                    told.get_or_insert(why);
+                    first
+                });
             }
-            let limited = self.limits.memory.is_some() || self.limits.disk.is_some();
-            let share = if limited { 4 } else { 19 };
-            let pause = EVERY.max(began.elapsed() * share);
-            let deadline = Instant::now() + pause;
-            // What takes long to count can be full before it is counted again.
-            loop {
-                let left = deadline.saturating_duration_since(Instant::now());
-                match stopped.recv_timeout(left.min(EVERY)) {
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    _ => return,
-                }
-                if let Some(why) = self.nearly_full() {
-                    tell.send_replace(Some(why));
-                }
-                if left.is_zero() {
-                    break;
-                }
+            match stopped.recv_timeout(pause) {
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                _ => return,
             }
         }
     }
 
-    /// Looks, and says what is exceeded.
-    fn once(&mut self) -> Option<String> {
+    fn files(&self) -> Option<String> {
         let disk = size_of(&self.scratch);
         self.peaks.disk.fetch_max(disk, Ordering::Relaxed);
-        let memory = self.memory_in_time();
-        self.peaks.memory.fetch_max(memory, Ordering::Relaxed);
-        if let Some(limit) = self.limits.disk.filter(|limit| disk > *limit) {
-            return Some(format!(
-                "the scratch directory grew to {} MiB, and {} MiB are allowed (--disk, drill.disk)",
-                disk >> 20,
-                limit >> 20
-            ));
-        }
-        if let Some(limit) = self.limits.memory.filter(|limit| memory > *limit) {
-            return Some(format!(
-                "the drill's processes took {} MiB of memory, and {} MiB are allowed (--memory, drill.memory)",
-                memory >> 20,
-                limit >> 20
-            ));
-        }
-        self.nearly_full()
+        let limit = self.limits.disk.filter(|limit| disk > *limit)?;
+        Some(format!(
+            "the scratch directory grew to {} MiB, and {} MiB are allowed (--disk, drill.disk)",
+            disk >> 20,
+            limit >> 20
+        ))
     }
 
-    /// Memory, or nothing where it was looked at just before.
-    fn memory_in_time(&mut self) -> u64 {
-        let just_before = self
-            .memory_looked
-            .is_some_and(|looked| looked.elapsed() < MEMORY_EVERY);
-        if just_before && self.limits.memory.is_none() {
-            return 0;
-        }
+    fn memory_exceeded(&self) -> Option<String> {
         let memory = self.memory();
-        self.memory_looked = Some(Instant::now());
-        memory
+        self.peaks.memory.fetch_max(memory, Ordering::Relaxed);
+        let limit = self.limits.memory.filter(|limit| memory > *limit)?;
+        Some(format!(
+            "the drill's processes took {} MiB of memory, and {} MiB are allowed (--memory, drill.memory)",
+            memory >> 20,
+            limit >> 20
+        ))
     }
 
     fn nearly_full(&self) -> Option<String> {

@@ -14,6 +14,7 @@ use super::session::{self, Budget};
 use super::{Check, Examination, Outcome, names};
 use crate::evidence::{Ran, round, tail};
 use crate::instance::Instance;
+use crate::libraries::NONE_IN_SESSIONS;
 
 const NAME: &str = "pg_amcheck";
 
@@ -47,10 +48,12 @@ async fn find_and_run(
     if client.query_text(available).await?.is_none() {
         return Ok(Check::not_tested(NAME, about.programs.missing("amcheck")));
     }
+    let options = session_options(client.major());
     drop(client);
     let call = Call {
         program: &program,
         about,
+        options,
         arguments: instance
             .client_arguments()
             .into_iter()
@@ -69,9 +72,24 @@ async fn find_and_run(
     }
 }
 
+/// What its sessions say at their beginning, so that nothing of the owner's stands in its way:
+/// event triggers when it installs amcheck, whose libraries a drill does not load; databases that
+/// are read-only unless one says otherwise; limits of time for applications, which would look
+/// like damage.
+fn session_options(major: u32) -> String {
+    let mut options = format!(
+        "{NONE_IN_SESSIONS} -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0"
+    );
+    if major >= 17 {
+        options += " -c event_triggers=off -c transaction_timeout=0";
+    }
+    options
+}
+
 struct Call<'a> {
     program: &'a Path,
     about: &'a Examination<'a>,
+    options: String,
     arguments: Vec<String>,
 }
 
@@ -81,7 +99,7 @@ impl Call<'_> {
         let started = Instant::now();
         let mut arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         arguments.push("--all");
-        let ran = self.about.evidence.run(self.program, &arguments).await?;
+        let ran = self.run(&arguments).await?;
         let well = format!(
             "every heap and every btree of every database{}",
             closed(&databases.closed)
@@ -131,6 +149,13 @@ impl Call<'_> {
         Ok(Check::new(NAME, outcome, detail).took(started).proving())
     }
 
+    async fn run(&self, arguments: &[&str]) -> Result<Ran> {
+        let evidence = self.about.evidence;
+        evidence
+            .run_client(self.program, arguments, &self.options)
+            .await
+    }
+
     /// Runs it within the budget; nothing where that ends before. It is killed then.
     async fn within(&self, arguments: &[&str], budget: &Budget) -> Result<Option<Ran>> {
         let left = budget.left();
@@ -138,8 +163,7 @@ impl Call<'_> {
             return Ok(None);
         }
         let step = (Timestamp::now(), Instant::now());
-        let run = self.about.evidence.run(self.program, arguments);
-        match tokio::time::timeout(left, run).await {
+        match tokio::time::timeout(left, self.run(arguments)).await {
             Ok(ran) => ran.map(Some),
             Err(_) => {
                 tracing::info!(

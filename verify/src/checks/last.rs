@@ -4,7 +4,9 @@
 //! one would take what is wrong for what is usual, and a moment long ago has fewer rows.
 
 use jiff::{SignedDuration, Timestamp};
+use seawall::postgres::recovery::RecoveryTarget;
 use seawall::repository::Repository;
+use seawall::repository::catalogue::Request;
 use serde_json::Value;
 
 use super::Rows;
@@ -21,11 +23,11 @@ pub struct Last {
 
 impl Last {
     /// Reads it. A failure is no error: comparisons are not tested then.
-    pub async fn read(repository: &Repository, cluster: &str) -> Self {
+    async fn read(repository: &Repository, cluster: &str) -> Self {
         let now = Timestamp::now();
         let is_like_this = |report: &Value| {
             let started = report["started"].as_str().and_then(|t| t.parse().ok());
-            report["target"]["kind"] == "latest"
+            took_all(&report["target"])
                 && started
                     .is_some_and(|started: Timestamp| started.duration_since(now) < CLOCKS_DIFFER)
         };
@@ -39,6 +41,15 @@ impl Last {
                 )),
                 ..Self::none("the drills before cannot be read")
             },
+        }
+    }
+
+    /// The same for a drill that asked for this: one that was to stop earlier, or may have,
+    /// compares nothing.
+    pub async fn read_for(request: &Request, repository: &Repository, cluster: &str) -> Self {
+        match asks_for_all(request) {
+            true => Self::read(repository, cluster).await,
+            false => Self::none("a target was chosen, which may lie before the last drill's"),
         }
     }
 
@@ -88,6 +99,69 @@ impl Last {
             Some(rows) => serde_json::from_value(rows.clone()).map_err(|error| {
                 format!("the rows of drill {} cannot be read: {error}", self.id())
             }),
+        }
+    }
+}
+
+/// Whether a drill with that request takes all the WAL that there is.
+fn asks_for_all(request: &Request) -> bool {
+    request.target == RecoveryTarget::Latest
+        && !request.end_at_gap
+        && request.timeline.is_none()
+        && request.backup.is_none()
+}
+
+/// The same of a report's target. What was not asked for is absent, also in an older report.
+fn took_all(target: &Value) -> bool {
+    target["kind"] == "latest"
+        && target["end_at_gap"] != true
+        && target["asked_timeline"].is_null()
+        && target["asked_backup"].is_null()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_drill_that_may_have_stopped_early_is_nothing_to_compare_with() {
+        for (target, all) in [
+            (json!({"kind": "latest", "end_at_gap": false}), true),
+            (json!({"kind": "latest"}), true),
+            (json!({"kind": "time"}), false),
+            (json!({"kind": "latest", "end_at_gap": true}), false),
+            (json!({"kind": "latest", "asked_timeline": 1}), false),
+            (json!({"kind": "latest", "asked_backup": "b"}), false),
+        ] {
+            assert_eq!(took_all(&target), all, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_drill_that_may_stop_early_is_not_compared() {
+        let to = |target| Request {
+            target,
+            inclusive: true,
+            timeline: None,
+            backup: None,
+            end_at_gap: false,
+        };
+        let latest = || to(RecoveryTarget::Latest);
+        assert!(asks_for_all(&latest()));
+        for less in [
+            to(RecoveryTarget::Immediate),
+            Request {
+                end_at_gap: true,
+                ..latest()
+            },
+            Request {
+                timeline: Some(seawall::postgres::TimelineId::FIRST),
+                ..latest()
+            },
+        ] {
+            assert!(!asks_for_all(&less));
         }
     }
 }

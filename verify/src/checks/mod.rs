@@ -151,7 +151,7 @@ pub async fn examine(about: &Examination<'_>, instance: &Instance) -> Findings {
     let mut findings = Findings::default();
     findings.warnings.extend(about.last.warning());
     for check in &about.config.check {
-        let answer = sql::ask(instance, check, about.failed_at, about.last).await;
+        let answer = sql::ask(instance, check, about.failed_at, about.last, about.budget()).await;
         findings.checks.push(answer);
     }
     rows::count(about, instance, about.budget(), &mut findings).await;

@@ -1,5 +1,6 @@
 //! Sequences against the columns that they fill: a sequence that lies behind hands out values
-//! that are in use.
+//! that are in use. That is a warning, and fails no drill: an application may choose the values
+//! itself, and then the sequence lies behind on the source as well.
 
 use std::time::Instant;
 
@@ -31,6 +32,12 @@ pub(super) async fn compare(instance: &Instance, budget: Budget, findings: &mut 
         Ok(()) => seen.judge(&budget),
         Err(error) => Check::failed(NAME, session::said(&error)),
     };
+    if !seen.behind.is_empty() {
+        findings.warnings.push(format!(
+            "a sequence is about to hand out a value that is in use: {}",
+            names(&seen.behind)
+        ));
+    }
     findings.checks.push(check.took(started));
 }
 
@@ -80,10 +87,8 @@ impl Seen {
         let Self {
             sequences, checked, ..
         } = self;
-        if !self.behind.is_empty() || !self.unread.is_empty() {
-            let mut why = self.behind.clone();
-            why.extend(self.unread.iter().cloned());
-            return Check::failed(NAME, names(&why));
+        if !self.unread.is_empty() {
+            return Check::failed(NAME, names(&self.unread));
         }
         let mut left = String::new();
         if self.too_large > 0 {
@@ -95,6 +100,16 @@ impl Seen {
         match sequences - checked - self.too_large {
             0 => {}
             late => left += &format!("; {late} not, for lack of time ({budget})"),
+        }
+        if !self.behind.is_empty() {
+            return Check::not_tested(
+                NAME,
+                format!(
+                    "{} of {checked} are behind their columns, which may be so on the source, where rows come with values of their own: {}{left}",
+                    self.behind.len(),
+                    names(&self.behind)
+                ),
+            );
         }
         match (*sequences, *checked) {
             (0, _) => Check::not_tested(NAME, "no column takes its values from one"),
@@ -112,7 +127,8 @@ impl Seen {
 /// question: its last value, the column's extreme in the direction that it counts in, and whether
 /// that lies beyond. One that was never used is to hand out its last value next.
 ///
-/// A sequence that begins anew at its end may lie anywhere, and is left out.
+/// A sequence that begins anew at its end may lie anywhere, and is left out. So is that of a table
+/// which a subscription fills: its rows come with the publisher's values.
 const OWNED: &str = "
     SELECT format('%I.%I', sn.nspname, s.relname),
         format('%I.%I.%I', tn.nspname, t.relname, a.attname),
@@ -134,9 +150,34 @@ const OWNED: &str = "
     JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
     WHERE NOT q.seqcycle
+        AND NOT EXISTS (SELECT FROM pg_subscription_rel sr WHERE sr.srrelid = t.oid)
         AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
         AND (d.deptype = 'i' OR EXISTS (SELECT FROM pg_attrdef ad JOIN pg_depend dd
             ON dd.classid = 'pg_attrdef'::regclass AND dd.objid = ad.oid
             WHERE ad.adrelid = t.oid AND ad.adnum = a.attnum
             AND dd.refclassid = 'pg_class'::regclass AND dd.refobjid = s.oid))
     ORDER BY pg_relation_size(t.oid), 1";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_sequence_that_is_behind_is_told_and_fails_nothing() {
+        let budget = Budget::new(Duration::ZERO);
+        let mut seen = Seen {
+            sequences: 2,
+            checked: 2,
+            ..Seen::default()
+        };
+        assert_eq!(seen.judge(&budget).outcome, Outcome::Passed);
+        seen.behind.push("public.s in db is at 1".to_owned());
+        let told = seen.judge(&budget);
+        assert_eq!(told.outcome, Outcome::NotTested);
+        assert!(told.detail.starts_with("1 of 2 are behind"), "{told:?}");
+        seen.unread.push("public.x in db: gone".to_owned());
+        assert_eq!(seen.judge(&budget).outcome, Outcome::Failed);
+    }
+}

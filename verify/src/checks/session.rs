@@ -69,6 +69,10 @@ pub(super) async fn databases(instance: &Instance) -> Result<Databases> {
 pub(super) async fn open(instance: &Instance, database: &str) -> Result<Client> {
     let client = instance.connect(database).await?;
     client.execute(SESSION).await?;
+    if client.major() >= 17 {
+        // The other limits of time are lifted in every session of ours.
+        client.execute("SET transaction_timeout = 0").await?;
+    }
     Ok(client)
 }
 

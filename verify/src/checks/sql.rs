@@ -1,15 +1,20 @@
 //! The owner's questions, and whether the answers are those that are expected.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use seawall::config::SqlCheck;
+use seawall::error::Result;
 
+use super::session::{self, Budget};
 use super::{Check, Last, Outcome};
 use crate::instance::Instance;
 
 /// What of an answer a report keeps, in characters.
 const ANSWER: usize = 1000;
+
+/// How much longer than its budget a question may take where the server does not end it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One question of the owner's.
 pub(super) async fn ask(
@@ -17,19 +22,33 @@ pub(super) async fn ask(
     check: &SqlCheck,
     failed_at: Timestamp,
     last: &Last,
+    budget: Budget,
 ) -> Check {
     let name = name_of(check);
     let started = Instant::now();
     let answer = async {
         let client = instance.connect(&check.database).await?;
         // A question must not change what it asks about; tables are found as in psql.
-        let session = "SET default_transaction_read_only = on; SET search_path = \"$user\", public";
+        let session = "SET default_transaction_read_only = on; SET search_path TO DEFAULT";
         client.execute(session).await?;
-        client.query_text(&check.sql).await
+        let answer = session::ask(&client, &budget, &check.sql).await?;
+        Ok(answer.map(|rows| {
+            rows.into_iter()
+                .next()
+                .and_then(|row| row.into_iter().next()?)
+        }))
     };
-    let (outcome, detail, answer) = match answer.await {
+    // What the server does not end itself, as a statement that lifts the limit, is ended here.
+    let answer: Result<_> = tokio::time::timeout(budget.left() + PATIENCE, answer)
+        .await
+        .unwrap_or(Ok(None));
+    let (outcome, detail, answer) = match answer {
         Err(error) => (Outcome::Failed, error.one_line(), None),
-        Ok(answer) => {
+        Ok(None) => {
+            let late = format!("no answer within {budget} (drill.check_budget)");
+            (Outcome::Failed, late, None)
+        }
+        Ok(Some(answer)) => {
             let (outcome, detail) = judge(check, answer.as_deref(), failed_at, last);
             (outcome, detail, answer)
         }

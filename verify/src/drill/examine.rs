@@ -4,24 +4,26 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use seawall::error::Result;
-use seawall::postgres::recovery::RecoveryTarget;
 
 use super::Drill;
 use super::course::Course;
 use crate::checks::{self, Check, Examination, Last, Outcome};
 use crate::evidence::quoted;
 use crate::rehearsal;
+use crate::scratch::Scratch;
 
 impl Drill<'_> {
     /// What PostgreSQL says of the restored database, and what the owner asks of it.
-    pub(super) async fn examine(&self, course: &mut Course, keep: bool) -> Result<()> {
+    pub(super) async fn examine(
+        &self,
+        course: &mut Course,
+        scratch: &Scratch,
+        keep: bool,
+    ) -> Result<()> {
         let Some(instance) = &course.instance else {
             return Ok(());
         };
-        let last = match self.request.target {
-            RecoveryTarget::Latest => Last::read(self.repository, self.cluster_name).await,
-            _ => Last::none("a target was chosen, which may lie before the last drill's"),
-        };
+        let last = Last::read_for(&self.request, self.repository, self.cluster_name).await;
         let about = Examination {
             config: &self.config.drill,
             failed_at: self.failed_at,
@@ -36,6 +38,7 @@ impl Drill<'_> {
         course.rows = findings.rows;
         // After everything that is asked of the data as it was.
         self.rehearse(course).await?;
+        self.look_around_again(course, scratch).await;
         let Some(instance) = &mut course.instance else {
             return Ok(());
         };

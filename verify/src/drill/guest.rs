@@ -9,6 +9,7 @@ use seawall::repository::catalogue::Plan;
 
 use super::Drill;
 use super::course::Course;
+use crate::instance::Instance;
 use crate::limits::{Limits, Need, Share};
 use crate::report::{self, Environment, Isolation};
 use crate::scratch::Scratch;
@@ -70,12 +71,48 @@ impl Drill<'_> {
         let Some(instance) = &course.instance else {
             return Ok(());
         };
-        let owner = &self.config.drill.settings;
-        course.guest.isolation = isolation::look(instance, client, scratch, owner).await?;
+        course.guest.isolation = self.walls_of(course, instance, scratch, client).await?;
         let (opened, warnings) = locales::every_database_opens(instance, client).await?;
         course.checks.push(opened);
         course.warnings.extend(warnings);
         Ok(())
+    }
+
+    /// Looks once more, after all that was done to the instance and before it stops: a wall that
+    /// fell since has fallen.
+    pub(super) async fn look_around_again(&self, course: &mut Course, scratch: &Scratch) {
+        let Some(instance) = &course.instance else {
+            return;
+        };
+        let second = async {
+            let client = instance.connect("template1").await?;
+            self.walls_of(course, instance, scratch, &client).await
+        };
+        match second.await {
+            Ok(second) => {
+                let first = std::mem::take(&mut course.guest.isolation);
+                course.guest.isolation = isolation::both(first, second);
+            }
+            Err(error) => course.warnings.push(format!(
+                "what keeps the instance apart from production was looked at once, and not again before its end: {}",
+                error.one_line()
+            )),
+        }
+    }
+
+    async fn walls_of(
+        &self,
+        course: &Course,
+        instance: &Instance,
+        scratch: &Scratch,
+        client: &Client,
+    ) -> Result<Vec<Isolation>> {
+        let libraries = isolation::Libraries {
+            owner: &self.config.drill.settings,
+            source: &source_settings(course),
+            postgres: &course.postgres,
+        };
+        isolation::look(instance, client, scratch, &libraries).await
     }
 
     pub(super) fn environment(&self, course: &Course, scratch: &Scratch) -> Environment {

@@ -126,6 +126,7 @@ pub(crate) fn broken() -> Report {
     let target = &mut report.target;
     (target.value, target.drawn, target.next_xid) = (None, None, None);
     (target.reached_lsn, target.reached_time) = (None, None);
+    (target.asked_timeline, target.asked_backup) = (None, None);
     let loss = &mut report.rpo;
     (loss.objective_seconds, loss.measured_seconds) = (None, None);
     (loss.wal_bytes, loss.transactions, loss.last_commit) = (None, None, None);
@@ -199,6 +200,9 @@ fn target() -> Target {
             from: time("2026-11-14T05:00:00Z"),
             until: time("2026-11-21T05:00:00Z"),
         }),
+        end_at_gap: false,
+        asked_timeline: Some(TimelineId::FIRST),
+        asked_backup: Some("20261114T050000F".to_owned()),
         inclusive: true,
         timeline: TimelineId::FIRST,
         reached_lsn: Some(Lsn(0x0B9D_B7E8)),

@@ -82,6 +82,14 @@ pub struct Target {
     /// How the moment was drawn, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drawn: Option<Drawn>,
+    /// Whether archived WAL might end where a segment is missing: `--end-at-gap`.
+    pub end_at_gap: bool,
+    /// The timeline that was asked for, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked_timeline: Option<TimelineId>,
+    /// The backup that was asked for, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked_backup: Option<String>,
     /// Whether the target itself was replayed.
     pub inclusive: bool,
     /// The timeline that was followed.
