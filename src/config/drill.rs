@@ -27,6 +27,9 @@ pub struct DrillConfig {
     /// How long each check that looks at many tables may take: rows, foreign keys, sequences, the
     /// sample of pg_amcheck. What is left over then was not tested. Default: 5 minutes.
     pub check_budget: Option<HumanDuration>,
+    /// How long a rehearsed migration may take, all its statements together. The one that runs
+    /// then is cancelled, and has failed. Default: 1 hour.
+    pub rehearsal_budget: Option<HumanDuration>,
     /// So many processors are used, by the restore, the server and the checks together.
     /// Default: all.
     pub processors: Option<usize>,

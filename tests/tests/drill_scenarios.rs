@@ -264,6 +264,101 @@ fn a_rehearsal_tells_of_each_statement_how_long_what_it_locked_and_what_it_wrote
     ];
     let refused = run(&site, &arguments).exits_with(2);
     assert!(refused.stderr.contains("line 1"), "{}", refused.stderr);
+
+    let file = site
+        .scratch
+        .file("publisher.sql", "CREATE TABLE a ();\nDROP SUBSCRIPTION s;");
+    let refused = rehearse(&site, &file).exits_with(2);
+    assert!(
+        refused.stderr.contains("line 2: DROP SUBSCRIPTION"),
+        "{}",
+        refused.stderr
+    );
+}
+
+fn rehearse(site: &Site, file: &std::path::Path) -> Output {
+    let file = file.display().to_string();
+    run(site, &["--scenario", "rehearsal", "--sql", &file])
+}
+
+#[test]
+fn a_rehearsal_judges_as_psql_does_and_keeps_what_must_not_be_shown() {
+    let builder =
+        Cluster::builder(PostgresVersion::find(15)).config("max_prepared_transactions", "5");
+    let site = site_of(builder, "[drill]\nrehearsal_budget = '15s'\n");
+    for sql in [
+        "CREATE TABLE gone (x int)",
+        "CREATE TABLE held (x int)",
+        // The source wants all statements in its log.
+        "ALTER DATABASE postgres SET log_statement = 'all'",
+        "ALTER DATABASE postgres SET log_min_error_statement = 'error'",
+        "CREATE SUBSCRIPTION s CONNECTION 'host=/nowhere dbname=x' PUBLICATION p WITH (connect = false)",
+        "BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'left behind'",
+    ] {
+        site.cluster.sql(sql);
+    }
+    site.cluster.archive_all(PATIENCE);
+
+    let migration = "BEGIN;\n\
+        SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\n\
+        ALTER TABLE t ALTER COLUMN at TYPE text USING at::text;\n\
+        COMMIT AND CHAIN;\n\
+        LOCK TABLE t IN SHARE MODE;\n\
+        COMMIT;\n\
+        CREATE ROLE app PASSWORD 'geheim';\n\
+        DROP TABLE gone;\n\
+        DO $$ BEGIN PERFORM pg_sleep(1); COMMIT; END $$;\n\
+        BEGIN; REINDEX TABLE pg_class; SELECT 1; COMMIT;\n";
+    let output = rehearse(&site, &site.scratch.file("well.sql", migration)).success();
+    assert!(!output.stdout.contains("geheim"), "{}", output.stdout);
+    let report = output.json();
+    let statements = report["rehearsal"]["statements"].as_array().unwrap();
+    assert_eq!(statements.len(), 13, "{report:#}");
+    let rewritten: Vec<usize> = statements[..9]
+        .iter()
+        .map(|statement| statement["rewritten"].as_array().unwrap())
+        .map(|all| {
+            all.iter()
+                .filter(|one| one["relation"] == "public.t")
+                .count()
+        })
+        .collect();
+    assert_eq!(rewritten, [0, 0, 1, 0, 0, 0, 0, 0, 0], "{statements:#?}");
+    assert!(
+        statements[4]["locks"].to_string().contains("\"ShareLock\""),
+        "{statements:#?}"
+    );
+    assert_eq!(statements[6]["sql"], "CREATE ROLE app PASSWORD '…'");
+    let dropped = statements[7]["locks"].to_string();
+    assert!(
+        dropped.contains("public.gone") && dropped.contains("reads and writes"),
+        "{dropped}"
+    );
+    let slept = statements[8]["seconds"].as_f64().unwrap();
+    assert!((1.0..1.9).contains(&slept), "slept twice: {slept}");
+    let warnings = report["warnings"].to_string();
+    assert!(
+        warnings.contains("the subscription s of database postgres was disabled")
+            && warnings.contains("left behind"),
+        "{warnings}"
+    );
+
+    for (sql, wanted) in [
+        ("LOCK TABLE t;", "25P01"),
+        ("SAVEPOINT a;", "25P01"),
+        ("ALTER TABLE held ADD y int;", "prepared transaction"),
+        ("SELECT pg_sleep(600);", "drill.rehearsal_budget, 15s"),
+        ("ALTER ROLE nobody PASSWORD 'geheim';", "nobody"),
+        (
+            "DO $$ BEGIN EXECUTE 'ALTER ROLE nobody PASSWORD ''geheim'' oops'; END $$;",
+            "line 1",
+        ),
+    ] {
+        let failed = rehearse(&site, &site.scratch.file("fails.sql", sql)).exits_with(3);
+        assert!(!failed.stdout.contains("geheim"), "{}", failed.stdout);
+        let reasons = failed.json()["reasons"].to_string();
+        assert!(reasons.contains(wanted), "{sql}: {reasons}");
+    }
 }
 
 #[test]

@@ -135,13 +135,26 @@ impl Instance {
 
     /// Opens a session with `database` as the role that initdb made.
     pub async fn connect(&self, database: &str) -> Result<Client> {
+        self.session(database, "").await
+    }
+
+    /// The same, for statements that may hold passwords: nothing of them comes into the log.
+    pub async fn connect_unlogged(&self, database: &str) -> Result<Client> {
+        self.session(database, settings::UNLOGGED).await
+    }
+
+    async fn session(&self, database: &str, more: &str) -> Result<Client> {
         let quoted = |word: &str| word.replace('\\', "\\\\").replace('\'', "\\'");
         let text = format!(
             "host='{}' port={PORT} user='{}' dbname='{}' options='{}' sslmode=disable",
             quoted(&self.socket_directory.to_string_lossy()),
             quoted(&self.superuser),
             quoted(database),
-            quoted(&self.session_options)
+            quoted(&format!(
+                "{} {} {more}",
+                self.session_options,
+                settings::NO_STATEMENTS
+            ))
         );
         Client::connect(&ConnectionString::parse(
             &text,

@@ -63,7 +63,10 @@ impl Drill<'_> {
             return Ok(());
         };
         let started = (Timestamp::now(), Instant::now());
-        let rehearsal = rehearsal::run(instance, script, database).await?;
+        let budget = self.config.drill.rehearsal_budget;
+        let budget = budget.map_or(rehearsal::BUDGET, |budget| budget.0);
+        let (rehearsal, warnings) = rehearsal::run(instance, script, database, budget).await?;
+        course.warnings.extend(warnings);
         let last = rehearsal.statements.last();
         let failed = last.and_then(|last| Some((last, last.error.as_ref()?)));
         let words = format!(

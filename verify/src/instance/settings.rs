@@ -17,6 +17,16 @@ use crate::limits::Share;
 const CONNECTIONS: i32 = 50;
 const LOCKS: i32 = 64;
 
+/// What sessions say at their beginning: `ALTER ROLE` and `ALTER DATABASE` of the source may
+/// say otherwise than [`walls`] about statements in the log, and are part of the data.
+pub(super) const NO_STATEMENTS: &str = "-c log_min_error_statement=panic -c log_statement=none \
+    -c log_duration=off -c log_min_duration_statement=-1 -c log_min_duration_sample=-1 \
+    -c log_transaction_sample_rate=0";
+
+/// What sessions say besides that run what somebody else wrote. What fails is told to them, and
+/// messages quote parts of statements.
+pub(super) const UNLOGGED: &str = "-c log_min_messages=panic";
+
 /// What the settings follow from.
 pub struct Basis<'a> {
     /// The restored data directory.
@@ -101,6 +111,16 @@ fn walls(basis: &Basis) -> BTreeMap<&'static str, String> {
         ("timezone", "UTC".to_owned()),
         // Processes are told apart by their titles.
         ("cluster_name", String::new()),
+        // The report quotes the log, and statements may hold passwords.
+        ("log_min_error_statement", "panic".to_owned()),
+        ("log_statement", "none".to_owned()),
+        ("log_duration", "off".to_owned()),
+        ("log_min_duration_statement", "-1".to_owned()),
+        ("log_min_duration_sample", "-1".to_owned()),
+        ("log_transaction_sample_rate", "0".to_owned()),
+        ("debug_print_parse", "off".to_owned()),
+        ("debug_print_rewritten", "off".to_owned()),
+        ("debug_print_plan", "off".to_owned()),
         // The log is read in English.
         ("lc_messages", "C".to_owned()),
     ]

@@ -3,14 +3,21 @@
 //!
 //! A statement outside a transaction block gets one of its own, so that its locks can be seen
 //! at its end, before they go. What refuses to run in a block (VACUUM, CREATE INDEX
-//! CONCURRENTLY, procedures that commit) runs without, and a second session looks at its locks
-//! meanwhile.
+//! CONCURRENTLY, procedures that commit) runs without, and so does what means something else in
+//! one (LOCK, SAVEPOINT, SET LOCAL). A second session measures.
 
+mod apart;
+mod control;
 mod locks;
+mod refused;
 mod relations;
+mod scanner;
 mod script;
+mod secrets;
+mod watch;
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use seawall::error::{Error, Result};
 use seawall::postgres::Lsn;
@@ -20,8 +27,14 @@ pub use script::{Script, Written, statements};
 
 use crate::evidence::round;
 use crate::instance::Instance;
-use crate::report::{Lock, Rehearsal, Statement};
+use crate::report::{Lock, Rehearsal, Rewritten, Statement};
+use control::Control;
 use relations::Relations;
+use secrets::Shown;
+use watch::{Budget, Watcher};
+
+/// How long a migration may take where the owner does not say.
+pub const BUDGET: Duration = Duration::from_secs(60 * 60);
 
 /// So many characters of a statement are kept in a report.
 const LONGEST: usize = 400;
@@ -32,7 +45,8 @@ const NOT_IN_BLOCK: &str = "25001";
 /// `invalid_transaction_termination`: a procedure commits.
 const COMMITS: &str = "2D000";
 
-/// Runs `script` on the restored copy, up to the first statement that fails.
+/// Runs `script` on the restored copy, up to the first statement that fails, for `budget` at
+/// most. Warnings come with what was found.
 ///
 /// # Errors
 /// The database is not known or cannot be asked. A statement that fails is a result.
@@ -40,43 +54,51 @@ pub async fn run(
     instance: &Instance,
     script: &Script,
     database: Option<&str>,
-) -> Result<Rehearsal> {
+    budget: Duration,
+) -> Result<(Rehearsal, Vec<String>)> {
     let database = match database {
         Some(database) => database.to_owned(),
         None => only_database(instance).await?,
     };
-    let mut stage = Stage {
-        session: instance.connect(&database).await?,
-        watcher: instance.connect(&database).await?,
-        in_block: false,
-    };
-    stage.session.execute("RESET ALL").await?;
-    let backend = stage.session.query_text("SELECT pg_backend_pid()").await?;
-    let backend = backend.unwrap_or_default();
+    let mut warnings = apart::detach_subscriptions(instance).await?;
+    warnings.extend(apart::prepared_transactions(instance).await?);
+    let session = instance.connect_unlogged(&database).await?;
+    let client = instance.connect(&database).await?;
+    session.execute("RESET ALL").await?;
+    // The migration may lock what the questions need.
+    client.execute("SET lock_timeout = '1s'").await?;
+    let backend = session.query_text("SELECT pg_backend_pid()").await?;
     let started = Instant::now();
+    let mut stage = Stage {
+        before: Relations::of(&client).await?,
+        wal: wal(&client).await?,
+        session,
+        watcher: Watcher {
+            client,
+            backend: backend.unwrap_or_default(),
+            budget: Budget::new(budget),
+        },
+        in_block: false,
+        has_snapshot: false,
+    };
     let mut done = Vec::new();
-    let mut before = Relations::of(&stage.session).await?;
     for written in &script.statements {
-        let mut statement = stage.run(written, &backend).await?;
-        if statement.error.is_none() {
-            let after = Relations::of(&stage.session).await?;
-            statement.rewritten = after.changed_since(&before, &stage.session).await?;
-            before = after;
-        }
+        let statement = stage.run(written).await?;
         let failed = statement.error.is_some();
         done.push(statement);
         if failed {
             break;
         }
     }
-    Ok(Rehearsal {
+    let rehearsal = Rehearsal {
         file: script.path.clone(),
         sha256: script.sha256.clone(),
         database,
         not_run: script.statements.len() - done.len(),
         statements: done,
         seconds: round(started.elapsed().as_secs_f64()),
-    })
+    };
+    Ok((rehearsal, warnings))
 }
 
 /// The only database that is no template, or else `postgres`.
@@ -99,144 +121,155 @@ async fn only_database(instance: &Instance) -> Result<String> {
 /// Where the migration plays.
 struct Stage {
     session: Client,
-    watcher: Client,
+    watcher: Watcher,
     /// Whether the migration has opened a transaction block itself.
     in_block: bool,
+    /// Whether a statement of that block has taken a snapshot: only then may we ask something
+    /// in it, as SET TRANSACTION must come before any question.
+    has_snapshot: bool,
+    /// The relations as they were before the statement.
+    before: Relations,
+    /// Where the WAL was last seen to stand.
+    wal: Lsn,
+}
+
+/// How a statement went.
+struct Ran {
+    outcome: Result<(), StatementError>,
+    locks: BTreeSet<Lock>,
+    took: Duration,
+    /// Where the WAL stood when it began.
+    from: Lsn,
 }
 
 impl Stage {
-    async fn run(&mut self, written: &Written, backend: &str) -> Result<Statement> {
-        let from = self.wal().await?;
-        let started = Instant::now();
-        let words = script::first_words(&written.sql, 2);
-        let (outcome, locks) = match Control::of(&words) {
-            Some(control) => {
-                let held = match self.in_block {
-                    true => locks::held(&self.session, backend)
-                        .await
-                        .unwrap_or_default(),
-                    false => Vec::new(),
-                };
-                let outcome = self.session.run_statement(&written.sql).await;
-                if outcome.is_ok() {
-                    self.in_block = control == Control::Opens;
+    async fn run(&mut self, written: &Written) -> Result<Statement> {
+        let words = scanner::first_words(&written.sql);
+        let control = Control::of(&words);
+        let ran = if control.is_some() || self.in_block || control::depends_on_block(&words) {
+            self.run_here(&written.sql).await?
+        } else {
+            self.run_alone(&written.sql).await?
+        };
+        self.wal = self.wal_now().await;
+        let mut rewritten = Vec::new();
+        if ran.outcome.is_ok() {
+            match control {
+                Some(control) => {
+                    (self.in_block, self.has_snapshot) = (control == Control::Opens, false);
                 }
-                (outcome, held)
+                None if !control::needs_no_snapshot(&words) => self.has_snapshot = self.in_block,
+                None => {}
             }
-            None if self.in_block => {
-                let outcome = self.session.run_statement(&written.sql).await;
-                let held = match outcome {
-                    Ok(()) => locks::held(&self.session, backend).await?,
-                    Err(_) => locks::held(&self.watcher, backend).await?,
-                };
-                (outcome, held)
+            rewritten = self.changes().await?;
+            if control::takes_back(&words) {
+                rewritten.clear();
             }
-            None => self.run_alone(&written.sql, backend).await?,
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        let until = match outcome {
-            Ok(()) => self.wal().await?,
-            // In a block that has failed nothing can be asked.
-            Err(_) => from,
-        };
+        }
+        let shown = Shown::of(&written.sql);
         Ok(Statement {
             line: written.line,
-            sql: shortened(&written.sql),
-            seconds: round(seconds),
-            error: outcome.err().map(|error| match error.sqlstate {
-                Some(code) => format!("{} (SQLSTATE {code})", error.message),
-                None => error.message,
+            sql: shortened(&shown.sql),
+            seconds: round(ran.took.as_secs_f64()),
+            error: ran.outcome.err().map(|error| {
+                let said = shown.without_secrets(&error.message);
+                match error.sqlstate {
+                    Some(code) => format!("{said} (SQLSTATE {code})"),
+                    None => said,
+                }
             }),
+            locks: ran.locks.into_iter().collect(),
+            rewritten,
+            from: ran.from,
+            wal_bytes: self.wal.0.saturating_sub(ran.from.0),
+        })
+    }
+
+    /// As it stands in the script.
+    async fn run_here(&self, sql: &str) -> Result<Ran> {
+        // What ends a block gives back the locks with it.
+        let mut locks = self.held().await;
+        let from = self.wal_now().await;
+        let started = Instant::now();
+        let run = self.session.run_statement(sql);
+        let (outcome, seen) = self.watcher.watch(run, &self.before).await?;
+        let took = started.elapsed();
+        locks.extend(seen);
+        locks.extend(self.held().await);
+        Ok(Ran {
+            outcome,
             locks,
-            rewritten: Vec::new(),
+            took,
             from,
-            wal_bytes: until.0.saturating_sub(from.0),
         })
     }
 
     /// In a transaction block of its own, or without one where it refuses that.
-    async fn run_alone(
-        &self,
-        sql: &str,
-        backend: &str,
-    ) -> Result<(Result<(), StatementError>, Vec<Lock>)> {
+    async fn run_alone(&self, sql: &str) -> Result<Ran> {
         self.session.execute("BEGIN").await?;
-        match self.session.run_statement(sql).await {
+        let mut ran = self.run_here(sql).await?;
+        match &ran.outcome {
             Ok(()) => {
-                let held = locks::held(&self.session, backend).await?;
+                let committing = Instant::now();
                 // Deferred constraints speak up only here.
-                Ok((self.session.run_statement("COMMIT").await, held))
+                let commit = self.session.run_statement("COMMIT");
+                let (outcome, seen) = self.watcher.watch(commit, &self.before).await?;
+                ran.outcome = outcome;
+                ran.locks.extend(seen);
+                ran.took += committing.elapsed();
+                Ok(ran)
             }
             Err(error) => {
+                let again = matches!(error.sqlstate.as_deref(), Some(NOT_IN_BLOCK | COMMITS));
                 self.session.execute("ROLLBACK").await?;
-                match error.sqlstate.as_deref() {
-                    Some(NOT_IN_BLOCK | COMMITS) => {
-                        let run = self.session.run_statement(sql);
-                        Ok(locks::watched(run, &self.watcher, backend).await)
-                    }
-                    _ => Ok((Err(error), Vec::new())),
+                match again {
+                    // What was rolled back is not measured.
+                    true => self.run_here(sql).await,
+                    false => Ok(ran),
                 }
             }
         }
     }
 
-    async fn wal(&self) -> Result<Lsn> {
-        let text = self
-            .session
-            .query_text("SELECT pg_current_wal_insert_lsn()::text")
-            .await?;
-        text.and_then(|lsn| lsn.parse().ok())
-            .ok_or_else(|| Error::failed("the server did not tell where its WAL stands"))
+    /// What has other files than before, as far as that can be seen from here: in a block of
+    /// the migration's only its own session sees it.
+    async fn changes(&mut self) -> Result<Vec<Rewritten>> {
+        let asked = match (self.in_block, self.has_snapshot) {
+            (true, false) => return Ok(Vec::new()),
+            (true, true) => &self.session,
+            (false, _) => &self.watcher.client,
+        };
+        let after = Relations::of(asked).await?;
+        let changed = after.changed_since(&self.before, asked).await?;
+        self.before = after;
+        Ok(changed)
+    }
+
+    /// What cannot be asked, since the migration has locked what the question needs, is not
+    /// known.
+    async fn held(&self) -> BTreeSet<Lock> {
+        let watcher = &self.watcher;
+        locks::held(&watcher.client, &watcher.backend, &self.before)
+            .await
+            .unwrap_or_default()
+    }
+
+    async fn wal_now(&self) -> Lsn {
+        wal(&self.watcher.client).await.unwrap_or(self.wal)
     }
 }
 
-/// A statement that opens or ends a transaction block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Control {
-    Opens,
-    Ends,
-}
-
-impl Control {
-    fn of(words: &[String]) -> Option<Self> {
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        match words.as_slice() {
-            ["BEGIN", ..] | ["START", "TRANSACTION", ..] => Some(Self::Opens),
-            ["ROLLBACK", "TO", ..] | ["COMMIT" | "ROLLBACK", "PREPARED", ..] => None,
-            ["COMMIT" | "END" | "ROLLBACK" | "ABORT", ..] => Some(Self::Ends),
-            ["PREPARE", "TRANSACTION", ..] => Some(Self::Ends),
-            _ => None,
-        }
-    }
+async fn wal(client: &Client) -> Result<Lsn> {
+    let text = client
+        .query_text("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
+        .await?;
+    text.and_then(|lsn| lsn.parse().ok())
+        .ok_or_else(|| Error::failed("the server did not tell where its WAL stands"))
 }
 
 fn shortened(sql: &str) -> String {
     match sql.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &sql[..end]),
         None => sql.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_opens_and_ends_a_block_is_known() {
-        for (sql, wanted) in [
-            ("begin", Some(Control::Opens)),
-            (
-                "START TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-                Some(Control::Opens),
-            ),
-            ("commit and no chain", Some(Control::Ends)),
-            ("END", Some(Control::Ends)),
-            ("ROLLBACK", Some(Control::Ends)),
-            ("ROLLBACK TO SAVEPOINT a", None),
-            ("COMMIT PREPARED 'x'", None),
-            ("ALTER TABLE t ADD x int", None),
-        ] {
-            assert_eq!(Control::of(&script::first_words(sql, 2)), wanted, "{sql}");
-        }
     }
 }

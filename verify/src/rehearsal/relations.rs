@@ -12,6 +12,11 @@ use crate::report::Rewritten;
 pub(super) struct Relations(BTreeMap<u32, (String, String)>);
 
 impl Relations {
+    /// `schema.relation`, if it was there.
+    pub(super) fn name(&self, oid: u32) -> Option<&str> {
+        self.0.get(&oid).map(|(name, _)| name.as_str())
+    }
+
     /// As the session sees them, in a transaction of its own that is not committed, too.
     pub(super) async fn of(session: &Client) -> Result<Self> {
         let rows = session
@@ -44,8 +49,8 @@ impl Relations {
                 continue;
             }
             let sql = format!(
-                "SELECT sum(pg_catalog.pg_relation_size({oid}, fork)) \
-                 FROM unnest(ARRAY['main', 'fsm', 'vm', 'init']) fork"
+                "SELECT pg_catalog.sum(pg_catalog.pg_relation_size({oid}, fork)) \
+                 FROM pg_catalog.unnest(ARRAY['main', 'fsm', 'vm', 'init']) fork"
             );
             let bytes = session.query_text(&sql).await?;
             changed.push(Rewritten {

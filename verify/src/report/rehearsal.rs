@@ -25,7 +25,7 @@ pub struct Rehearsal {
 pub struct Statement {
     /// Its line in the file.
     pub line: usize,
-    /// Its text; its beginning, where it is long.
+    /// Its text; its beginning, where it is long. Without texts where it may hold a password.
     pub sql: String,
     /// How long it ran, in seconds.
     pub seconds: f64,
