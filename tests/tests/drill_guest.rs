@@ -214,8 +214,9 @@ fn the_walls_are_looked_at_and_nobody_can_take_them_down(version: u32) {
     }
     let report = running.wait().success().json();
     let isolation = report["environment"]["isolation"].as_array().unwrap();
-    assert_eq!(isolation.len(), 6, "{isolation:#?}");
-    for wall in isolation {
+    // The last one is the kernel's, which may be too old for it.
+    assert_eq!(isolation.len(), 7, "{isolation:#?}");
+    for wall in &isolation[..6] {
         assert_eq!(wall["held"], true, "{wall}");
     }
     let proofs: String = isolation
@@ -282,20 +283,26 @@ fn a_wall_that_does_not_hold_fails_the_drill(version: u32) {
     let server = site.cluster.version().bin.join("postgres");
     let program = site.scratch.join("programs/postgres");
     std::fs::remove_file(&program).unwrap();
-    let text = format!(
-        "#!/bin/sh\nexec '{}' \"$@\" -c listen_addresses=127.7.7.{version} -c archive_mode=on -c archive_command=false -c session_preload_libraries=plpgsql -c max_logical_replication_workers=4\n",
-        server.display()
-    );
-    std::fs::write(&program, text).unwrap();
-    set_mode(&program, 0o755);
+    let lead_to = |settings: &str| {
+        let text = format!("#!/bin/sh\nexec '{}' \"$@\" {settings}\n", server.display());
+        std::fs::write(&program, text).unwrap();
+        set_mode(&program, 0o755);
+    };
+    // A port: the kernel refuses it, or it is seen.
+    lead_to(&format!("-c listen_addresses=127.7.7.{version}"));
     let report = site.drill(&[]).exits_with(3).json();
     let reasons = texts(&report["reasons"]);
-    // Each version has an address of its own: both may run at once.
-    let listens = format!(
-        "no TCP port: listen_addresses is '127.7.7.{version}'; it listens on tcp {version:02X}07077F:1538"
+    let listens = format!("it listens on tcp {version:02X}07077F:1538");
+    assert!(
+        reasons.contains("could not create any TCP/IP sockets") || reasons.contains(&listens),
+        "{reasons}"
     );
+    lead_to(
+        "-c archive_mode=on -c archive_command=false -c session_preload_libraries=plpgsql -c max_logical_replication_workers=4",
+    );
+    let report = site.drill(&[]).exits_with(3).json();
+    let reasons = texts(&report["reasons"]);
     for words in [
-        listens.as_str(),
         "nothing is archived: archive_mode is on",
         "postgres: archiver",
         "no replication from anywhere: max_logical_replication_workers is 4",
@@ -306,7 +313,7 @@ fn a_wall_that_does_not_hold_fails_the_drill(version: u32) {
     let walls = report["environment"]["isolation"].as_array().unwrap();
     let fallen = walls.iter().filter(|wall| wall["held"] == false).count();
     // Sessions of the drill load nothing whatever the server's settings say.
-    assert_eq!(fallen, 3, "{walls:#?}");
+    assert_eq!(fallen, 2, "{walls:#?}");
     site.must_be_clean();
 }
 
