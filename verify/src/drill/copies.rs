@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use seawall::config::RepositoryConfig;
 use seawall::repository::Repository;
@@ -13,6 +14,10 @@ use super::sections::region_of;
 use super::{Drill, Scenario};
 use crate::checks::Outcome;
 use crate::report::{Digit, Digits};
+
+/// How long another repository may take to say whether it holds the backup: it may be the one
+/// that is lost.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who holds the backup that was drilled.
 #[derive(Debug, Default)]
@@ -42,15 +47,18 @@ impl Drill<'_> {
                     .system(self.cluster_name, course.plan.backup.system_id);
                 system.marker(&course.plan.backup.id).await
             };
-            match marker.await {
-                Ok(Some(_)) => holders.names.push(configured.name.clone()),
-                Ok(None) => {}
-                Err(error) => {
-                    holders
-                        .unknown
-                        .push(format!("{}: {}", configured.name, error.one_line()))
+            let unknown = match tokio::time::timeout(PATIENCE, marker).await {
+                Ok(Ok(Some(_))) => {
+                    holders.names.push(configured.name.clone());
+                    continue;
                 }
-            }
+                Ok(Ok(None)) => continue,
+                Ok(Err(error)) => error.one_line(),
+                Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+            };
+            holders
+                .unknown
+                .push(format!("{}: {unknown}", configured.name));
         }
         course.holders = holders;
     }
