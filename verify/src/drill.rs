@@ -125,11 +125,7 @@ impl Drill<'_> {
         );
         self.look_at_the_clock(&mut course).await;
         course.checks.extend(short);
-        let unreadable = catalogue.unreadable.iter();
-        course.warnings.extend(
-            unreadable
-                .map(|object| format!("{} is there and was not used: {}", object.key, object.why)),
-        );
+        course.checks.push(checks::records(&catalogue.unreadable));
         // From here on whatever goes wrong is a result: a backup that cannot be restored must
         // be known as one.
         let backup = course.plan.backup.id.clone();

@@ -9,7 +9,7 @@ use seawall::error::{Error, Result};
 use seawall::postgres::recovery::RecoveryTarget;
 use seawall::postgres::{SegmentName, SegmentSize, TimelineId};
 use seawall::repository::System;
-use seawall::repository::catalogue::{Plan, Request};
+use seawall::repository::catalogue::{Plan, Request, Unreadable};
 use seawall_restore::Restored;
 
 use super::{Check, Outcome};
@@ -53,6 +53,22 @@ pub fn never_open() -> Vec<Check> {
 /// Archived WAL breaks off before its end, as the plan found.
 pub fn broken_off(error: &Error) -> Check {
     Check::new(BROKEN_OFF, Outcome::Failed, error.one_line())
+}
+
+/// Whether every marker, restore point and history of the system can be read: what cannot is a
+/// backup or a moment that is lost, also where this drill found another way.
+pub fn records(unreadable: &[Unreadable]) -> Check {
+    const NAME: &str = "records of the repository";
+    match unreadable {
+        [] => Check::new(NAME, Outcome::Passed, "all can be read"),
+        some => {
+            let words = some
+                .iter()
+                .map(|object| format!("{}: {}", object.key, object.why));
+            let words: Vec<String> = words.collect();
+            Check::new(NAME, Outcome::Failed, words.join("; "))
+        }
+    }
 }
 
 /// Whether recovery took the last segment that is archived, where it was to take all.
