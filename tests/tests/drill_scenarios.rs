@@ -7,6 +7,7 @@ use seawall_tests::cli::{drill, seawall};
 use seawall_tests::drilled::DrillSite;
 use seawall_tests::postgres::Cluster;
 use seawall_tests::process::Output;
+use seawall_tests::proxy::Fault;
 use seawall_tests::site::{PATIENCE, Site};
 use seawall_tests::version::PostgresVersion;
 use serde_json::Value;
@@ -439,4 +440,32 @@ fn with_a_heartbeat_the_age_of_what_was_recovered_is_known_and_the_loss_counted(
     let report = run(&site, &[]).success().json();
     assert_eq!(report["rpo"]["transactions"]["exact"], false);
     assert_eq!(report["source"]["primary_touched"], false);
+}
+
+#[test]
+fn a_primary_that_goes_on_archiving_during_a_drill_leaves_the_rpo_known() {
+    let site = DrillSite::in_garage(15, "[objectives]\nrpo = '1h'\n");
+    let (_, proxy) = site.garage.as_ref().expect("it lies in Garage");
+    // The backup is about 4 MB: the restore takes longer than clocks may differ.
+    proxy.set(Fault::Slow(400 << 10));
+    let began = jiff::Timestamp::now();
+    let mut running = site.drilling(&[]).start();
+    while running.is_running() {
+        site.cluster.sql("INSERT INTO t VALUES (0, 'meanwhile')");
+        site.cluster.switch_wal();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let report = running.wait().success().json();
+    let reached: jiff::Timestamp = report["target"]["reached_time"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let later = reached.duration_since(began).as_secs_f64();
+    assert!(later > 6.0, "nothing was archived meanwhile: {later} s");
+    let rpo = &report["rpo"];
+    let lost = rpo["measured_seconds"].as_f64();
+    assert!(lost.is_some_and(|lost| lost < 60.0), "{rpo:#}");
+    let method = rpo["method"].to_string();
+    assert!(method.contains("that was archived then"), "{method}");
 }

@@ -27,7 +27,9 @@ use crate::programs::Programs;
 
 pub use last::Last;
 pub use programs::{page_checksums, verify_backup};
-pub use wal::{broken_off, clocks, contiguity, digests, end_of_wal, never_open, records};
+pub use wal::{
+    broken_off, clocks, contiguity, contradicts, digests, end_of_wal, never_open, records,
+};
 
 use session::Budget;
 

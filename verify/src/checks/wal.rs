@@ -227,6 +227,12 @@ impl Wanted<'_> {
     }
 }
 
+/// Whether [`clocks`] was among these checks and found that they cannot be right.
+pub fn contradicts(checks: &[Check]) -> bool {
+    let mut clocks = checks.iter().filter(|check| check.name == CLOCKS);
+    clocks.any(|check| check.outcome == Outcome::Failed)
+}
+
 /// Whether the times that the RPO is worked out from can be right: nothing that was recovered may
 /// come from a time that was not yet. It is the primary's clock that dates commits, the store's
 /// that dates objects, and this host's that says that recovery is over. Call it then.

@@ -53,6 +53,7 @@ impl Course {
     ) -> Self {
         Self {
             started,
+            loss: Findings::new(&plan),
             plan,
             request,
             programs,
@@ -69,7 +70,6 @@ impl Course {
             warnings: Vec::new(),
             rows: Rows::new(),
             rehearsal: None,
-            loss: Findings::default(),
             walls: Vec::new(),
             holders: Holders::default(),
         }

@@ -14,18 +14,19 @@ use seawall::postgres::sql::Client;
 use seawall::postgres::{Lsn, SystemId, TimelineId, WalFileName};
 use seawall::repository::System;
 use seawall::repository::catalogue::Plan;
+use seawall::repository::scan::Stretch;
 
 use super::Drill;
 use super::course::Course;
-use crate::checks::{Check, Outcome};
+use crate::checks::{self, Check, Outcome};
 use crate::evidence::round;
 use crate::report::{Lost, Rpo};
 
 /// Clocks that differ by more make an RPO in seconds a guess.
 const CLOCK_TOLERANCE_SECONDS: f64 = 60.0;
 
-/// A commit may be so much later than a look at the clock that came before it: clocks that are
-/// synchronised differ by less.
+/// What is later than the moment of failure by more came after it: clocks that are synchronised
+/// differ by less.
 const AHEAD_SECONDS: f64 = 5.0;
 
 /// What the primary said of itself at the moment of failure.
@@ -121,9 +122,20 @@ fn skew(theirs: Timestamp, before: Timestamp, after: Timestamp) -> f64 {
     }
 }
 
+/// The WAL that was archived when the drill began: a restore plans anew, and may find more.
+#[derive(Debug)]
+pub(super) struct Archived {
+    segments: Vec<Stretch>,
+    end: Lsn,
+    /// When the last segment was stored, by the store's clock.
+    stored: Timestamp,
+}
+
 /// What a drill finds out of the loss, besides what the server's log says.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Findings {
+    /// What was archived when it began.
+    archived: Archived,
     /// The store's clock ahead of this host's, in seconds, or why it is not known.
     pub(super) store_clock: Option<Result<f64, String>>,
     /// Where the recovered WAL ends.
@@ -132,6 +144,23 @@ pub(super) struct Findings {
     pub(super) next_xid: Option<u64>,
     /// The end of the archived WAL, or why it cannot be read.
     pub(super) tail: Option<Result<Tail, String>>,
+}
+
+impl Findings {
+    /// Nothing yet but what `plan`, the first one, says.
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self {
+            archived: Archived {
+                segments: plan.segments.clone(),
+                end: plan.wal_end,
+                stored: plan.wal_end_stored,
+            },
+            store_clock: None,
+            end: None,
+            next_xid: None,
+            tail: None,
+        }
+    }
 }
 
 impl Drill<'_> {
@@ -168,7 +197,7 @@ impl Drill<'_> {
         }
         if self.request.target == RecoveryTarget::Latest {
             let size = course.plan.backup.segment_size;
-            let tail = Tail::read(system, &course.plan.segments, size).await;
+            let tail = Tail::read(system, &course.loss.archived.segments, size).await;
             course.loss.tail = Some(tail.map_err(|error| error.one_line()));
         }
         Ok(())
@@ -201,10 +230,8 @@ impl Drill<'_> {
             "not tested: recovery did not come to its end".clone_into(&mut rpo.method);
             return rpo;
         }
-        if let Some(ahead) = commit_from_the_future(course) {
-            rpo.method = format!(
-                "not tested: the last recovered commit is {ahead:.0} s later than this host's clock, so the clocks cannot be compared"
-            );
+        if checks::contradicts(&course.checks) {
+            "not tested: the clocks contradict each other".clone_into(&mut rpo.method);
             return rpo;
         }
         let (until, what) = match self.recovered_until(course) {
@@ -246,11 +273,17 @@ impl Drill<'_> {
         if after(stop) > AHEAD_SECONDS {
             return Err("the backup ended after the moment of failure");
         }
+        let archived = &course.loss.archived;
+        // Its clock dates the segments, and was held against ours.
+        let store_ahead = match &course.loss.store_clock {
+            Some(Ok(ahead)) => *ahead,
+            _ => 0.0,
+        };
         match course.replay.last_transaction {
             Some(last) if last <= stop => Ok(end_of_backup),
             None => Ok(end_of_backup),
             Some(last) if last <= self.failed_at => Ok((last, "the last recovered commit")),
-            Some(_) if after(course.plan.wal_end_stored) > AHEAD_SECONDS => {
+            Some(_) if after(archived.stored) - store_ahead > AHEAD_SECONDS => {
                 Err("WAL was archived after the moment of failure, and recovered")
             }
             Some(_) => match &course.loss.tail {
@@ -285,7 +318,7 @@ impl Drill<'_> {
     fn count(&self, rpo: &mut Rpo, course: &Course, tail: Option<&Tail>, lost: f64) {
         if let Some(primary) = self.primary {
             // Without what was archived, and recovered, since.
-            let end = course.loss.end.map(|end| end.min(course.plan.wal_end));
+            let end = course.loss.end.map(|end| end.min(course.loss.archived.end));
             rpo.wal_bytes = end.map(|end| Lost {
                 count: primary.lsn.0.saturating_sub(end.0),
                 exact: true,
@@ -349,16 +382,6 @@ impl Drill<'_> {
             None => Check::not_tested(NAME, "the drill ended before"),
         }
     }
-}
-
-/// How far the last recovered commit lies in this host's future, in seconds: a clock is wrong.
-fn commit_from_the_future(course: &Course) -> Option<f64> {
-    let ahead = course
-        .replay
-        .last_transaction?
-        .duration_since(course.started)
-        .as_secs_f64();
-    (ahead > AHEAD_SECONDS).then_some(ahead)
 }
 
 fn known_by(beating: Option<(Timestamp, f64)>) -> String {
