@@ -351,31 +351,8 @@ fn exit_code(status: ExitStatus) -> i32 {
 
 /// The process and all that descend from it, parents first.
 pub fn process_tree(root: u32) -> Vec<u32> {
-    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        // "PID (name that may hold anything) STATE PPID …"
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let parent = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-        if let Some(parent) = parent {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    let mut tree = vec![root];
-    let mut next = 0;
-    while let Some(&pid) = tree.get(next) {
-        tree.extend(children.get(&pid).into_iter().flatten());
-        next += 1;
-    }
-    tree
+    let tree = seawall_drill::processes::tree(root as i32);
+    tree.into_iter().map(|pid| pid as u32).collect()
 }
 
 /// `kill -9` for a process that was started here and all that it started: what pulling the
