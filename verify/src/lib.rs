@@ -4,6 +4,7 @@
 //! the primary, never archives, never opens a port, and writes nothing outside its scratch
 //! directory but the report.
 
+mod budget;
 pub mod checks;
 pub mod drill;
 pub mod evidence;

@@ -10,8 +10,9 @@ use rand::seq::SliceRandom;
 use seawall::config::AmcheckScope;
 use seawall::error::Result;
 
-use super::session::{self, Budget};
+use super::session;
 use super::{Check, Examination, Outcome, names};
+use crate::budget::Budget;
 use crate::evidence::{Ran, round, tail};
 use crate::instance::Instance;
 use crate::libraries::NONE_IN_SESSIONS;

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use seawall::error::Result;
 
-use super::session::{self, Budget};
+use super::session;
 use super::{Check, Findings, Outcome, names};
+use crate::budget::Budget;
 use crate::instance::Instance;
 
 const NAME: &str = "foreign keys";

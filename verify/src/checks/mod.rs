@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use seawall::config::DrillConfig;
 use serde::Serialize;
 
+use crate::budget::Budget;
 use crate::evidence::{Evidence, Ran, round, tail};
 use crate::instance::Instance;
 use crate::programs::Programs;
@@ -30,8 +31,6 @@ pub use programs::{page_checksums, verify_backup};
 pub use wal::{
     broken_off, clocks, contiguity, contradicts, digests, end_of_wal, never_open, records,
 };
-
-use session::Budget;
 
 /// How long each check that looks at many tables may take, unless the configuration says.
 const BUDGET: Duration = Duration::from_secs(300);

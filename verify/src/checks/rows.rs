@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use seawall::error::Result;
 
-use super::session::{self, Budget};
+use super::session;
 use super::{Check, Examination, Findings, Outcome, Rows, names};
+use crate::budget::Budget;
 use crate::instance::Instance;
 
 const NAME: &str = "row counts";

@@ -1,43 +1,15 @@
-//! Sessions with the restored instance that change nothing, and the time that checks may take.
-
-use std::time::{Duration, Instant};
+//! Sessions with the restored instance that change nothing.
 
 use seawall::error::{Error, Result};
 use seawall::postgres::sql::Client;
 
+use crate::budget::Budget;
 use crate::instance::Instance;
 
 /// Nothing is changed, nothing is found by a name of the owner's, no policy hides rows, and
 /// nobody is waited for.
 const SESSION: &str = "SET default_transaction_read_only = on; SET search_path = pg_catalog; \
                        SET row_security = off; SET lock_timeout = '10s'";
-
-/// How long a check may take, all its statements together.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Budget {
-    ends: Instant,
-    whole: Duration,
-}
-
-impl Budget {
-    pub(super) fn new(whole: Duration) -> Self {
-        Self {
-            ends: Instant::now() + whole,
-            whole,
-        }
-    }
-
-    pub(super) fn left(&self) -> Duration {
-        self.ends.saturating_duration_since(Instant::now())
-    }
-}
-
-/// `5m`, as the configuration has it.
-impl std::fmt::Display for Budget {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        seawall::config::HumanDuration(self.whole).fmt(f)
-    }
-}
 
 /// The databases of the instance.
 #[derive(Debug, Default)]

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use seawall::config::SqlCheck;
 use seawall::error::Result;
 
-use super::session::{self, Budget};
+use super::session;
 use super::{Check, Last, Outcome};
+use crate::budget::Budget;
 use crate::instance::Instance;
 
 /// What of an answer a report keeps, in characters.

@@ -25,13 +25,14 @@ use seawall::postgres::sql::{Client, StatementError};
 
 pub use script::{Script, Written, statements};
 
+use crate::budget::Budget;
 use crate::evidence::round;
 use crate::instance::Instance;
 use crate::report::{Lock, Rehearsal, Rewritten, Statement};
 use control::Control;
 use relations::Relations;
 use secrets::Shown;
-use watch::{Budget, Watcher};
+use watch::Watcher;
 
 /// How long a migration may take where the owner does not say.
 pub const BUDGET: Duration = Duration::from_secs(60 * 60);

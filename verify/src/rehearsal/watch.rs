@@ -2,14 +2,14 @@
 //! can end at all, and whether its time is over.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use seawall::config::HumanDuration;
 use seawall::error::{Error, Result};
 use seawall::postgres::sql::{Client, StatementError};
 
 use super::locks;
 use super::relations::Relations;
+use crate::budget::Budget;
 use crate::report::Lock;
 
 /// How often the second session looks.
@@ -21,31 +21,9 @@ const END: Duration = Duration::from_secs(30);
 /// `query_canceled`.
 const CANCELED: &str = "57014";
 
-/// How long a migration may take, all its statements together.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Budget {
-    ends: Instant,
-    whole: Duration,
-}
-
-impl Budget {
-    pub(super) fn new(whole: Duration) -> Self {
-        Self {
-            ends: Instant::now() + whole,
-            whole,
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        Instant::now() >= self.ends
-    }
-
-    fn why(&self) -> String {
-        format!(
-            "the migration took longer than drill.rehearsal_budget, {}",
-            HumanDuration(self.whole)
-        )
-    }
+/// Why a statement was cancelled for lack of time.
+fn too_long(budget: &Budget) -> String {
+    format!("the migration took longer than drill.rehearsal_budget, {budget}")
 }
 
 /// The second session.
@@ -70,7 +48,7 @@ impl Watcher {
     ) -> Result<(Result<(), StatementError>, BTreeSet<Lock>)> {
         let mut seen = BTreeSet::new();
         if self.budget.is_over() {
-            return Ok((Err(cancelled(self.budget.why())), seen));
+            return Ok((Err(cancelled(too_long(&self.budget))), seen));
         }
         let mut run = std::pin::pin!(run);
         let why = loop {
@@ -80,7 +58,7 @@ impl Watcher {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             if self.budget.is_over() {
-                break self.budget.why();
+                break too_long(&self.budget);
             }
             tokio::select! {
                 biased;
