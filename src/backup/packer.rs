@@ -93,15 +93,15 @@ impl Packer {
         mut done: impl FnMut(DonePack) -> Result<()>,
     ) -> Result<()> {
         // A batch waits for each job at most: the scan never runs far ahead.
-        let (batches, received) = mpsc::sync_channel::<Vec<Found>>(1);
+        let (batches, received) = mpsc::sync_channel::<(u32, Vec<Found>)>(1);
         let received = Mutex::new(Some(received));
         let (finished, results) = mpsc::channel::<Result<DonePack>>();
         std::thread::scope(|scope| {
             for _ in 0..jobs {
                 let (received, finished) = (&received, finished.clone());
                 scope.spawn(move || {
-                    while let Some(batch) = next_batch(received) {
-                        let result = self.pack_batch(batch);
+                    while let Some((number, batch)) = next_batch(received) {
+                        let result = self.pack_batch(number, batch);
                         let failed = result.is_err();
                         if finished.send(result).is_err() || failed {
                             break;
@@ -113,7 +113,7 @@ impl Packer {
                 scan::scan(tree, |batch| {
                     self.check_stopped()?;
                     batches
-                        .send(batch)
+                        .send((self.next_number(), batch))
                         .map_err(|_| Error::failed("packing ended early"))
                 })
             });
@@ -147,13 +147,18 @@ impl Packer {
         Ok(())
     }
 
-    fn pack_batch(&self, batch: Vec<Found>) -> Result<DonePack> {
+    /// Numbers are given in the order of the files, whoever packs them.
+    fn next_number(&self) -> u32 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn pack_batch(&self, number: u32, batch: Vec<Found>) -> Result<DonePack> {
         let expected = batch
             .iter()
             .map(|found| found.member.size + 1536)
             .sum::<u64>()
             + 1024;
-        self.pack(expected, |pack, read| {
+        self.numbered(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;
                 let size = found.member.size;
@@ -164,13 +169,22 @@ impl Packer {
         })
     }
 
-    /// Makes one pack out of what `fill` writes. For each file it also says what was read.
+    /// Makes one pack out of what `fill` writes, the last so far. For each file it also says what
+    /// was read.
     pub fn pack(
         &self,
         expected: u64,
         fill: impl FnOnce(&mut Pack<'_>, &mut Vec<Option<file::FileRead>>) -> Result<()>,
     ) -> Result<DonePack> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.numbered(self.next_number(), expected, fill)
+    }
+
+    fn numbered(
+        &self,
+        number: u32,
+        expected: u64,
+        fill: impl FnOnce(&mut Pack<'_>, &mut Vec<Option<file::FileRead>>) -> Result<()>,
+    ) -> Result<DonePack> {
         let (pack_key, index_key) = (keys::backup::pack(number), keys::backup::index(number));
         let mut read = Vec::new();
         let (summary, pack) = self.object(&pack_key, expected, |pack| fill(pack, &mut read))?;
@@ -245,7 +259,7 @@ impl Packer {
     }
 }
 
-fn next_batch(received: &Mutex<Option<mpsc::Receiver<Vec<Found>>>>) -> Option<Vec<Found>> {
+fn next_batch<T>(received: &Mutex<Option<mpsc::Receiver<T>>>) -> Option<T> {
     // Held while waiting: the others wait for the same.
     received
         .lock()

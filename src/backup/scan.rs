@@ -49,19 +49,22 @@ pub fn tablespace_links(data_directory: &Path) -> Result<Vec<OsString>> {
         .collect())
 }
 
-/// Walks the tree and hands over batch after batch, each one pack's worth. `pg_control` is
-/// left out: it is copied last, by whoever ends the backup.
+/// Walks the tree and hands over batch after batch, each one pack's worth, in the repository's
+/// [order](crate::repository::order). `pg_control` is left out: it is copied last, by whoever
+/// ends the backup.
 pub fn scan(tree: &Tree, mut batch: impl FnMut(Vec<Found>) -> Result<()>) -> Result<()> {
     let mut current = Vec::new();
     let mut bytes = 0;
     let mut found = |found: Found| {
         let size = found.member.size;
-        if size >= BATCH_BYTES {
-            return batch(vec![found]);
-        }
         if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS {
             bytes = 0;
-            batch(std::mem::take(&mut current))?;
+            if !current.is_empty() {
+                batch(std::mem::take(&mut current))?;
+            }
+        }
+        if size >= BATCH_BYTES {
+            return batch(vec![found]);
         }
         bytes += size;
         current.push(found);
@@ -79,6 +82,7 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
     // Directories still to be read: relative path and where it lies.
     let mut pending: Vec<(PathBuf, PathBuf)> = vec![(PathBuf::new(), tree.data_directory.clone())];
     while let Some((relative, directory)) = pending.pop() {
+        let first_of_ours = pending.len();
         let names = match names_in(&directory) {
             // Dropped meanwhile, with all that was in it.
             Err(error)
@@ -135,6 +139,8 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
                 }
             }
         }
+        // The first by name is entered first.
+        pending[first_of_ours..].reverse();
     }
     Ok(())
 }
@@ -198,6 +204,7 @@ pub fn member(path: &Path, metadata: &Metadata) -> Result<Member> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::order;
 
     fn paths(directory: &Path) -> Vec<String> {
         let tree = Tree {
@@ -266,6 +273,41 @@ mod tests {
                 "pg_tblspc/16399/PG_15_202209061/5/16400",
                 "pg_wal",
             ]
+        );
+    }
+
+    #[test]
+    fn files_are_found_in_the_order_of_the_repository() {
+        let scratch = tempfile::tempdir().unwrap();
+        for path in [
+            "base/5/1",
+            "base/5/1.1",
+            "base/10/2",
+            "base/5/1_fsm",
+            "global/3",
+            "x",
+            "a",
+        ] {
+            touch(scratch.path(), path);
+        }
+        let tree = Tree {
+            data_directory: scratch.path().to_owned(),
+            tablespace_version: String::new(),
+            tablespaces: Vec::new(),
+        };
+        let mut files = Vec::new();
+        scan(&tree, |batch| {
+            let of_files = batch
+                .into_iter()
+                .filter(|f| f.member.kind == MemberKind::File);
+            files.extend(of_files.map(|found| found.member.path));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(files.len(), 7);
+        assert!(
+            files.is_sorted_by(|a, b| order::compare(a, b).is_lt()),
+            "{files:?}"
         );
     }
 

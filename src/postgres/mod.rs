@@ -9,6 +9,7 @@ pub mod connection;
 pub mod control;
 pub mod data_directory;
 pub mod history;
+pub mod incremental;
 pub mod label;
 pub mod layout;
 pub mod lsn;

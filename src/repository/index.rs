@@ -1,6 +1,7 @@
 //! The index of a pack: JSON lines, a header and then one line for each member, so that
 //! neither writer nor reader ever holds the whole list of a backup.
 
+use std::borrow::Cow;
 use std::io::{BufRead, Write};
 
 use jiff::Timestamp;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::FORMAT;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
+use crate::postgres::incremental;
 
 /// The first line of an index.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,6 +56,15 @@ pub struct Member {
     /// The bytes of the stored pack that hold those frames: start, and one past the end.
     #[serde(default)]
     pub stored: [u64; 2],
+    /// CRC-32C of its bytes, as the `backup_manifest` says it. Absent for directories.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub crc32c: Option<u32>,
+    /// Of an incremental file: what it holds. Its path and size are its own, `base/5/INCREMENTAL.16384`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub increment: Option<Increment>,
+    /// Of a relation's file: what tells it from a later one of the same name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identity: Option<FileIdentity>,
     /// Blocks whose page checksum was wrong, counted in the whole relation.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub damaged_blocks: Vec<u32>,
@@ -62,7 +73,63 @@ pub struct Member {
     pub other: serde_json::Map<String, serde_json::Value>,
 }
 
+/// What an incremental file holds of the file it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Increment {
+    /// As in its header: of blocks behind this, older backups know nothing.
+    pub truncation_block_length: u32,
+    /// The blocks that are there, counted in this segment file: the first of a run and how many,
+    /// ascending and apart.
+    pub blocks: Vec<[u32; 2]>,
+}
+
+impl Increment {
+    /// How many blocks are there.
+    pub fn block_count(&self) -> u64 {
+        self.blocks.iter().map(|[_, count]| u64::from(*count)).sum()
+    }
+
+    /// How many blocks the whole file has (PostgreSQL 18, reconstruct.c).
+    pub fn whole_blocks(&self) -> u64 {
+        let end = self
+            .blocks
+            .last()
+            .map_or(0, |[first, count]| u64::from(*first) + u64::from(*count));
+        end.max(u64::from(self.truncation_block_length))
+    }
+}
+
+/// What tells a file from another that later took its name. Known where the source is a data
+/// directory; two that differ are of different files, two that are equal are of the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its number in the file system.
+    pub inode: u64,
+    /// When it was made, where the file system knows.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub born: Option<Timestamp>,
+}
+
 impl Member {
+    /// The path of the file that a restore makes of it: for an incremental file that of the
+    /// file it is of.
+    pub fn target_path(&self) -> Cow<'_, str> {
+        match &self.increment {
+            Some(_) => {
+                incremental::original_path(&self.path).map_or(Cow::Borrowed(&self.path), Cow::Owned)
+            }
+            None => Cow::Borrowed(&self.path),
+        }
+    }
+
+    /// Bytes of that file.
+    pub fn target_size(&self, block_size: u32) -> u64 {
+        match &self.increment {
+            Some(increment) => increment.whole_blocks() * u64::from(block_size),
+            None => self.size,
+        }
+    }
+
     /// A directory.
     pub fn directory(path: String, mode: u32, mtime: Timestamp) -> Self {
         Self {
@@ -75,6 +142,9 @@ impl Member {
             offset: 0,
             frames: [0, 0],
             stored: [0, 0],
+            crc32c: None,
+            increment: None,
+            identity: None,
             damaged_blocks: Vec::new(),
             other: serde_json::Map::new(),
         }
@@ -136,6 +206,13 @@ pub fn read<R: BufRead>(reader: R, pack: &str) -> Result<impl Iterator<Item = Re
         if !is_safe_path(&member.path) {
             return Err(damaged(format!(
                 "the path {:?} is not allowed",
+                member.path
+            )));
+        }
+        let named = incremental::original_path(&member.path).is_some();
+        if member.increment.is_some() && !named {
+            return Err(damaged(format!(
+                "{} has blocks and is no incremental file",
                 member.path
             )));
         }

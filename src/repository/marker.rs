@@ -19,6 +19,16 @@ pub struct Marker {
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
+    /// Of an incremental backup: what it was taken on top of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent: Option<Parent>,
+    /// Of an incremental backup: how changed blocks were told from others.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub change_rule: Option<ChangeRule>,
+    /// Whether packs and their files are in [order](super::order): only then an incremental
+    /// backup can be taken on top of it.
+    #[serde(default)]
+    pub in_order: bool,
     /// The cluster's name.
     pub cluster: String,
     /// PostgreSQL's system identifier.
@@ -71,6 +81,9 @@ pub struct Marker {
     pub files: u64,
     /// Bytes of those files.
     pub plain_bytes: u64,
+    /// Bytes of the files that a restore writes; absent where that is `plain_bytes`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub whole_bytes: Option<u64>,
     /// Bytes of all objects.
     pub stored_bytes: u64,
     /// Pages whose checksum was wrong, as `path: block`, at most a thousand.
@@ -82,6 +95,28 @@ pub struct Marker {
     /// What newer versions added.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The backup that an incremental one was taken on top of. What counts is where it starts: a
+/// merged backup takes the place of one that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its name when the incremental backup was taken.
+    pub id: BackupId,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Its `start_lsn`.
+    pub start_lsn: Lsn,
+}
+
+/// How the blocks that changed since the parent were told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeRule {
+    /// By the server's WAL summaries (17 and later, `summarize_wal`).
+    WalSummaries,
+    /// By comparing the LSN of each page with the parent's start.
+    PageLsn,
 }
 
 /// A tablespace outside the data directory.
@@ -144,6 +179,19 @@ impl Marker {
         (first, self.stop_lsn.previous_segment(size).max(first))
     }
 
+    /// Bytes of the files that a restore of it writes.
+    pub fn restored_bytes(&self) -> u64 {
+        self.whole_bytes.unwrap_or(self.plain_bytes)
+    }
+
+    /// Whether `self` is what `child` was taken on top of, or stands in its place.
+    pub fn is_parent_of(&self, child: &Marker) -> bool {
+        let parent = child.parent.as_ref();
+        parent.is_some_and(|parent| {
+            (parent.timeline, parent.start_lsn) == (self.timeline, self.start_lsn)
+        })
+    }
+
     /// PostgreSQL's major version.
     pub fn major(&self) -> u32 {
         self.server_version_num / 10_000
@@ -167,7 +215,7 @@ impl Marker {
             })
     }
 
-    /// The packs with their indexes, in order.
+    /// The packs with their indexes, in the order of `objects`: that of the files.
     pub fn packs(&self) -> Result<Vec<(&StoredObject, &StoredObject)>> {
         self.objects
             .iter()

@@ -7,6 +7,7 @@
 
 pub mod bridge;
 pub mod catalogue;
+pub mod chain;
 mod clock;
 pub mod codec;
 mod commit;
@@ -19,6 +20,7 @@ pub mod keys;
 pub mod leases;
 pub mod line;
 pub mod marker;
+pub mod order;
 pub mod pack;
 pub mod pins;
 pub mod plan;
