@@ -31,9 +31,9 @@ class Arena:
     """One contestant's directory for one run: its configuration, its data directory, and its
     repository, which may be in an object store."""
 
-    def __init__(self, path, store=None):
+    def __init__(self, path, store=None, data=None):
         self.path, self.store = path, store
-        self.data = path / "data"
+        self.data = data or path / "data"
         self.repository = path / "repository"
         path.mkdir(parents=True)
         path.chmod(0o755)
@@ -60,8 +60,11 @@ class Seawall:
     def __init__(self, programs, name, compression="", zstd=()):
         self.programs, self.name, self.compression, self.zstd = programs, name, compression, zstd
 
-    def prepare(self, arena):
-        text = f"[cluster.main]\ndata_directory = '{arena.data}'\n[[repository]]\nname = 'near'\n"
+    def prepare(self, arena, connection=None):
+        text = f"[cluster.main]\ndata_directory = '{arena.data}'\n"
+        if connection:
+            text += f"connection = '{connection}'\n"
+        text += "[[repository]]\nname = 'near'\n"
         if arena.store:
             text += (f"url = 's3://{BUCKET}/{arena.path.name}'\n[repository.options]\n"
                      f"aws_endpoint = 'https://localhost:{arena.store.port}'\n"
@@ -84,25 +87,25 @@ class Seawall:
 
 
 class PgBackRest:
-    """pgBackRest with two processes and zstd 3."""
+    """pgBackRest with two processes and zstd."""
 
     zstd = ()
 
-    def __init__(self, asynchronous):
-        self.asynchronous = asynchronous
-        self.name = f"pgBackRest {'asynchronous' if asynchronous else 'synchronous'}, level 3"
+    def __init__(self, asynchronous, name=None, level=3):
+        self.asynchronous, self.level = asynchronous, level
+        self.name = name or f"pgBackRest {'asynchronous' if asynchronous else 'synchronous'}, level 3"
 
     @staticmethod
     def version():
         """What it calls itself, or None where it is not installed."""
         return run("pgbackrest", "version")[0].strip() if shutil.which("pgbackrest") else None
 
-    def prepare(self, arena):
+    def prepare(self, arena, connection=None):
         for name in ["spool", "lock", "log"]:
             (arena.path / name).mkdir()
         text = (f"[global]\nlock-path={arena.path}/lock\nlog-path={arena.path}/log\n"
                 f"spool-path={arena.path}/spool\nlog-level-file=off\nlog-level-console=warn\n"
-                f"compress-type=zst\ncompress-level=3\nprocess-max=2\n"
+                f"compress-type=zst\ncompress-level={self.level}\nprocess-max=2\n"
                 f"archive-async={'y' if self.asynchronous else 'n'}\n")
         if arena.store:
             text += (f"repo1-type=s3\nrepo1-path=/{arena.path.name}\nrepo1-s3-bucket={BUCKET}\n"
@@ -113,6 +116,8 @@ class PgBackRest:
         else:
             text += f"repo1-path={arena.repository}\n"
         text += f"[main]\npg1-path={arena.data}\n"
+        if connection:
+            text += f"pg1-socket-path={connection}\npg1-user=postgres\n"
         config = arena.write("pgbackrest.conf", text)
         give(arena.path)
         run("pgbackrest", f"--config={config}", "--stanza=main", "--no-online", "stanza-create")

@@ -7,6 +7,7 @@ of medians of runs that took turns.
 import statistics
 
 import archive
+import base
 from contestants import DEFAULT, PEER, SAME_LEVEL
 from measure import percentile
 
@@ -133,3 +134,33 @@ class Goals:
     def recovery(self, costs):
         of = lambda name: statistics.median(run["replayed"] for run in costs[name])
         self.at_most("a server's recovery over one with cp", 1.1, of(DEFAULT) / of("cp"))
+
+    def base(self, where, full, restored, delta, same, changed, size):
+        """Base backups: `size` is that of the data directory in bytes."""
+        ours, ours_3 = base.SEAWALL, base.SEAWALL_3
+        peers = [name for name in full.costs if "Seawall" not in name and "limit" not in name]
+        peer, limit = full.fastest(peers), full.fastest([n for n in full.costs if "limit" in n and "zstd -1" in n])
+        if peer:
+            self.at_most(f"full backup to {where}: time over the fastest peer's", 0.75, full.median(ours) / peer)
+        limits = [(ours, limit), (ours_3, full.fastest([n for n in full.costs if "limit" in n and "zstd -3" in n]))]
+        for name, limit in limits:
+            if limit:
+                self.at_most(f"full backup to {where}, {name}: time over tar and zstd", 1.3, full.median(name) / limit)
+        peer = restored.fastest([base.REST_3, base.REST_1])
+        if peer:
+            self.at_most(f"restore from {where}: time over the fastest peer's", 0.85, restored.median(ours) / peer)
+        if base.COPY in restored.costs:
+            self.at_most(f"restore from {where}: time over cp -r and sync", 1.25,
+                         restored.median(ours) / restored.median(base.COPY))
+        peer = delta.fastest([base.REST_3, base.REST_1])
+        if peer:
+            self.at_most(f"restore over an unchanged directory, {where}: time over the fastest peer's",
+                         1, delta.median(ours) / peer)
+        self.at_most(f"incremental backup to {where}, nothing changed: seconds a 3 GB", 1,
+                     same.median(ours) * 3e9 / size, " s")
+        if changed.sizes.get(ours):
+            self.at_most(f"incremental backup to {where}, 1 % of the pages changed: size over the full one's",
+                         0.03, changed.sizes[ours] / full.sizes[ours])
+        worst = max(max(cost.largest, cost.together) for results in (full, restored, delta, same, changed)
+                    for cost in results.costs[ours])
+        self.at_most(f"base backups and restores, {where}: memory of Seawall", 256, worst / MIB, " MiB")

@@ -1,0 +1,330 @@
+"""Base backups and restores: Seawall, pgBackRest and pg_basebackup over one live cluster, and
+the limits: tar through zstd for a backup, cp for a restore.
+
+The database is pgbench's tables (with room in their pages, so that updates stay in them) and as
+much again of JSON documents with hashes, which compress badly. Nothing runs on the server while
+it is measured.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from contestants import Arena, PgBackRest, Seawall
+from corpus import POSTGRES, start, stop
+from measure import give, measure, run, tree_bytes
+
+GB = 1e9
+PGBENCH_ROWS_A_PAGE = 58  # of pgbench_accounts at a fill factor of 95
+
+
+class Cluster:
+    """A live PostgreSQL 15 with a database of about `gigabytes`, kept in `path` if it is there."""
+
+    def __init__(self, path, gigabytes):
+        self.path, self.data, self.gigabytes = path, path / "data", gigabytes
+        made = path / "made"
+        if not made.exists() or made.read_text() != str(gigabytes):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            path.chmod(0o755)
+            give(path)
+            self.make()
+            made.write_text(str(gigabytes))
+        else:
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+            start(self.data, self.path)
+
+    def make(self):
+        run(POSTGRES / "initdb", "-k", "-U", "postgres", "-D", self.data, "--no-sync")
+        with open(self.data / "postgresql.conf", "a") as settings:
+            settings.write(
+                f"listen_addresses = ''\nunix_socket_directories = '{self.path}'\n"
+                "archive_mode = on\narchive_command = 'true'\nwal_level = replica\n"
+                "max_wal_size = 4GB\nfsync = off\nshared_buffers = 512MB\nautovacuum = off\n")
+        start(self.data, self.path)
+        half = self.gigabytes / 2
+        run(POSTGRES / "pgbench", "-h", self.path, "-U", "postgres", "-i", "-q", "-F", "95",
+            "-s", max(1, round(half * GB / 15.7e6)), "postgres")
+        # A document of about 560 bytes with its index entries: 1.75 million a gigabyte.
+        self.psql("CREATE TABLE document (id bigint PRIMARY KEY, hash text, body jsonb)")
+        self.psql(f"""INSERT INTO document SELECT n, md5(n::text) || md5((n * 7)::text), jsonb_build_object(
+            'id', n, 'name', 'customer ' || n % 9973, 'tags', jsonb_build_array('a' || n % 17, 'b' || n % 101),
+            'address', jsonb_build_object('street', 'Street ' || n % 3571, 'city', 'City ' || n % 419),
+            'note', repeat(md5((n % 50000)::text) || ' ', 1 + n::int % 9), 'token', md5((n * 13)::text))
+            FROM generate_series(1, {int(half * 1.62e6)}) AS n""")
+        self.psql("CREATE INDEX ON document (hash)")
+        self.psql("VACUUM FREEZE ANALYZE")
+        self.psql("CHECKPOINT")
+
+    def psql(self, sql):
+        return run(POSTGRES / "psql", "-h", self.path, "-U", "postgres", "-v", "ON_ERROR_STOP=1",
+                   "-Atqc", sql, "postgres")[0].strip()
+
+    def archive_to(self, command):
+        self.psql(f"ALTER SYSTEM SET archive_command = '{command}'")
+        self.psql("SELECT pg_reload_conf()")
+
+    def change_one_percent(self):
+        """Changes one row in every hundredth page of pgbench_accounts and of the documents."""
+        self.psql(f"UPDATE pgbench_accounts SET abalance = abalance + 1 "
+                  f"WHERE aid % {PGBENCH_ROWS_A_PAGE * 100} = 1")
+        self.psql("CHECKPOINT")
+
+    def bytes(self):
+        return tree_bytes(self.data) - tree_bytes(self.data / "pg_wal")
+
+    def files(self):
+        return sum(1 for each in self.data.rglob("*") if each.is_file())
+
+    def close(self):
+        if (self.data / "postmaster.pid").exists():
+            stop(self.data)
+
+
+class SeawallBase(Seawall):
+    """Seawall's backups and restores."""
+
+    def prepare(self, arena, cluster):
+        super().prepare(arena, f"host={cluster.path} user=postgres dbname=postgres")
+        self.config = arena.path / "seawall.toml"
+        cluster.archive_to(self.archive_command(arena))
+
+    def backup(self, arena, *more):
+        return [self.programs / "seawall", "backup", "--config", self.config, "--jobs", "2", *more]
+
+    def incremental(self, arena):
+        return self.backup(arena, "--kind", "incremental")
+
+    def restore(self, arena, target, delta=False):
+        return [self.programs / "seawall-restore", "--config", self.config, "--to", target,
+                "--immediate", *(["--delta"] if delta else [])]
+
+    def stored_newest(self, arena):
+        backups = sorted(arena.repository.glob("main/*/backups/*"))
+        return tree_bytes(backups[-1])
+
+
+class PgBackRestBase(PgBackRest):
+    """pgBackRest's backups and restores with two processes."""
+
+    def prepare(self, arena, cluster):
+        super().prepare(arena, cluster.path)
+        cluster.archive_to(self.archive_command(arena))
+
+    def words(self, arena, *more):
+        return ["pgbackrest", f"--config={arena.path}/pgbackrest.conf", "--stanza=main", *more]
+
+    def backup(self, arena):
+        return self.words(arena, "--type=full", "--start-fast", "backup")
+
+    def incremental(self, arena):
+        return self.words(arena, "--type=incr", "--start-fast", "backup")
+
+    def restore(self, arena, target, delta=False):
+        return self.words(arena, f"--pg1-path={target}", "--type=immediate",
+                          *(["--delta"] if delta else []), "restore")
+
+    def stored_newest(self, arena):
+        backups = sorted(path for path in (arena.repository / "backup/main").iterdir()
+                         if path.is_dir() and path.name[0].isdigit())
+        return tree_bytes(backups[-1])
+
+
+class PgBaseBackup:
+    """pg_basebackup with zstd on its own side, two threads."""
+
+    def __init__(self, level):
+        self.level, self.name = level, f"pg_basebackup, client-zstd level {level}, two workers"
+
+    def prepare(self, arena, cluster):
+        cluster.archive_to("true")
+        self.socket = cluster.path
+
+    def backup(self, arena):
+        return [POSTGRES / "pg_basebackup", "-h", self.socket, "-U", "postgres", "-D", arena.path / "base",
+                "-Ft", "-X", "none", "--checkpoint=fast", f"--compress=client-zstd:level={self.level},workers=2"]
+
+    def stored_newest(self, arena):
+        return tree_bytes(arena.path / "base")
+
+
+class TarZstd:
+    """The limit: tar through zstd on two cores, synced."""
+
+    def __init__(self, level, more=""):
+        self.level, self.more = level, more
+        self.name = f"limit: tar, zstd -{level}{' ' + more if more else ''} -T2, sync"
+
+    def prepare(self, arena, cluster):
+        self.data = cluster.data
+
+    def backup(self, arena):
+        file = arena.path / "base.tar.zst"
+        return ["sh", "-c", f"tar -C {self.data} --exclude=./pg_wal/* -cf - . "
+                f"| zstd -{self.level} {self.more} -T2 -q -o {file} && sync {file}"]
+
+    def stored_newest(self, arena):
+        return (arena.path / "base.tar.zst").stat().st_size
+
+
+SEAWALL = "Seawall, default (level 1, minimum match 5)"
+SEAWALL_3 = "Seawall, level 3"
+REST_3, REST_1 = "pgBackRest, level 3", "pgBackRest, level 1"
+COPY = "limit: cp -r, sync"
+
+
+def contestants(programs, store):
+    found = [SeawallBase(programs, SEAWALL), SeawallBase(programs, SEAWALL_3, "level = 3\nminimum_match = 0")]
+    if PgBackRest.version():
+        found += [PgBackRestBase(False, REST_3, 3), PgBackRestBase(False, REST_1, 1)]
+    if not store:
+        found += [PgBaseBackup(3), PgBaseBackup(1), TarZstd(3), TarZstd(1), TarZstd(1, "--zstd=mml=5")]
+    return found
+
+
+def timed(words, environment):
+    """Runs one command and measures it with all that it starts."""
+    words = [str(word) for word in words]
+
+    def work():
+        began = time.monotonic()
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, cwd="/", check=False)
+        seconds = time.monotonic() - began
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(words)} exited with {done.returncode}:\n{done.stdout.decode()}")
+        return {"seconds": seconds}
+    return measure(work, environment)
+
+
+def settle():
+    """What an earlier contestant left to be written is not the next one's."""
+    os.sync()
+
+
+class Results:
+    """Costs by contestant for one kind of work."""
+
+    def __init__(self):
+        self.costs, self.sizes = {}, {}
+
+    def add(self, name, cost, size=None):
+        self.costs.setdefault(name, []).append(cost)
+        if size is not None:
+            self.sizes[name] = size
+
+    def median(self, name):
+        return statistics.median(cost.seconds for cost in self.costs[name])
+
+    def fastest(self, names):
+        return min((self.median(name) for name in names if name in self.costs), default=None)
+
+    def print(self, title):
+        print(f"### {title}\n")
+        print("| | median | lowest to highest | processor | all processes' memory | stored |")
+        print("|---|---|---|---|---|---|")
+        for name, costs in self.costs.items():
+            seconds = sorted(cost.seconds for cost in costs)
+            size = f"{self.sizes[name] / 1e6:.1f} MB" if self.sizes.get(name) else ""
+            print(f"| {name} | {statistics.median(seconds):.2f} s | {seconds[0]:.2f} to {seconds[-1]:.2f} s "
+                  f"| {statistics.median(cost.processor for cost in costs):.2f} s "
+                  f"| {max(cost.together for cost in costs) / (1 << 20):.0f} MiB | {size} |")
+        print(flush=True)
+
+
+def contest(cluster, scratch, programs, runs, store, where, say, goals):
+    """Full backups, restores, incremental backups and delta restores, all in turn."""
+    full, restored, delta = Results(), Results(), Results()
+    same, changed = Results(), Results()
+    for number in range(runs):
+        for contestant in contestants(programs, store):
+            arena = Arena(scratch / f"{'s3' if store else 'files'}-{number}-{len(full.costs)}-{abs(hash(contestant.name)) % 9999}",
+                          store, cluster.data)
+            try:
+                say(f"run {number + 1}, {contestant.name}, {where}")
+                one_turn(contestant, arena, cluster, full, restored, delta, same, changed)
+            finally:
+                arena.close()
+        if not store:
+            arena = Arena(scratch / f"copy-{number}")
+            target = arena.path / "restored"
+            try:
+                settle()
+                words = ["sh", "-c", f"cp -r {cluster.data} {target} && sync -f {target}"]
+                restored.add(COPY, timed(words, {}))
+            finally:
+                arena.close()
+    full.print(f"Full backup to {where}")
+    restored.print(f"Restore from {where}")
+    delta.print(f"Restore over an unchanged directory, from {where}")
+    same.print(f"Incremental backup with nothing changed, to {where}")
+    changed.print(f"Incremental backup with one row changed in one page of a hundred, to {where}")
+    goals.base(where, full, restored, delta, same, changed, cluster.bytes())
+
+
+def one_turn(contestant, arena, cluster, full, restored, delta, same, changed):
+    contestant.prepare(arena, cluster)
+    cluster.psql("CHECKPOINT")
+    settle()
+    cost = timed(contestant.backup(arena), arena.environment)
+    size = None if arena.store else contestant.stored_newest(arena)
+    full.add(contestant.name, cost, size)
+    if not hasattr(contestant, "restore"):
+        return
+    target = arena.path / "restored"
+    settle()
+    restored.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
+    settle()
+    delta.add(contestant.name, timed(contestant.restore(arena, target, delta=True), arena.environment))
+    shutil.rmtree(target)
+    for results, change in ((same, lambda: None), (changed, cluster.change_one_percent)):
+        change()
+        cluster.psql("CHECKPOINT")
+        settle()
+        cost = timed(contestant.incremental(arena), arena.environment)
+        results.add(contestant.name, cost, None if arena.store else contestant.stored_newest(arena))
+
+
+def growth(scratch, programs, say):
+    """Seconds of a full backup and a restore by size and by the number of files."""
+    rows = []
+    for gigabytes, tables in ((1, 0), (4, 0), (0.2, 1_000), (0.2, 50_000)):
+        cluster = Cluster(scratch / "growing", gigabytes)
+        try:
+            if tables:
+                many_files(cluster, tables)
+            for contestant in contestants(programs, None)[:1] + contestants(programs, None)[2:3]:
+                say(f"{gigabytes} GB, {cluster.files()} files, {contestant.name}")
+                arena = Arena(scratch / "arena", None, cluster.data)
+                try:
+                    contestant.prepare(arena, cluster)
+                    settle()
+                    backup = timed(contestant.backup(arena), {})
+                    settle()
+                    restore = timed(contestant.restore(arena, arena.path / "restored"), {})
+                    rows.append((contestant.name, cluster.bytes(), cluster.files(), backup, restore))
+                finally:
+                    arena.close()
+        finally:
+            cluster.close()
+            shutil.rmtree(cluster.path, ignore_errors=True)
+    print("### How backups and restores grow\n")
+    print("| | database | files | full backup | its memory | restore | its memory |\n|---|---|---|---|---|---|---|")
+    for name, size, files, backup, restore in rows:
+        print(f"| {name} | {size / GB:.2f} GB | {files} | {backup.seconds:.1f} s | {backup.together / (1 << 20):.0f} MiB "
+              f"| {restore.seconds:.1f} s | {restore.together / (1 << 20):.0f} MiB |")
+    print(flush=True)
+
+
+def many_files(cluster, tables):
+    """So many tables with a row, each with an index: four files and more for each pair."""
+    for first in range(0, tables, 500):
+        cluster.psql("DO $$ BEGIN FOR n IN {}..{} LOOP "
+                     "EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, t text)', n); "
+                     "EXECUTE format('INSERT INTO t%s VALUES (1, ''x'')', n); END LOOP; END $$".format(
+                         first, first + 499))
+    cluster.psql("CHECKPOINT")
