@@ -50,6 +50,7 @@ pub mod stored;
 pub mod strace;
 pub mod tmpfs;
 pub mod version;
+pub mod workload;
 
 pub use archiver::Archiver;
 pub use browser::Browser;
