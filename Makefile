@@ -23,7 +23,7 @@ test: ## Everything that must hold before a merge: check, then the end-to-end te
 	$(CARGO) build --workspace --bins
 	scripts/end-to-end
 
-test-long: ## The same with the long tests, and PostgreSQL 14 and 17
+test-long: ## The same with the long tests, and PostgreSQL 14
 	scripts/setup test-long
 	scripts/check
 	$(CARGO) build --workspace --bins

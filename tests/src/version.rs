@@ -48,11 +48,7 @@ impl PostgresVersion {
     /// The PostgreSQL of that major version. Panics with a hint when it is not installed.
     #[track_caller]
     pub fn find(major: u32) -> Self {
-        let profile = if [14, 17].contains(&major) {
-            "test-long"
-        } else {
-            "test"
-        };
+        let profile = if major == 14 { "test-long" } else { "test" };
         Self::try_find(major).unwrap_or_else(|| {
             panic!("PostgreSQL {major} is not installed: run scripts/setup {profile}")
         })

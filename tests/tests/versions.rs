@@ -139,7 +139,7 @@ fn version_16_does_the_whole_job() {
 }
 
 #[test]
-#[ignore = "long: PostgreSQL 17 comes with scripts/setup test-long"]
+#[ignore = "long: 15 and 18 stand for it in every run"]
 fn version_17_does_the_whole_job() {
     the_whole_job(17);
 }
@@ -167,7 +167,7 @@ fn a_doubt_never_opens_version_16_and_absence_ends_its_recovery() {
 }
 
 #[test]
-#[ignore = "long: PostgreSQL 17 comes with scripts/setup test-long"]
+#[ignore = "long: 15 and 18 stand for it in every run"]
 fn a_doubt_never_opens_version_17_and_absence_ends_its_recovery() {
     a_doubt_never_opens_the_server_and_absence_ends_recovery(17);
 }
