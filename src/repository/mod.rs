@@ -14,6 +14,7 @@ mod commit;
 pub mod commits;
 pub mod drills;
 pub mod expired;
+pub mod frames;
 pub mod health;
 pub mod index;
 pub mod keys;

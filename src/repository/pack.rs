@@ -5,9 +5,13 @@
 //! block, by a range request. The table is written here because no crate writes frames that
 //! were compressed elsewhere; `zeekstd` reads it back in the tests.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::codec::FrameCompressor;
+use super::frames::{Frame, Frames};
 use super::index::{Member, MemberKind};
 use crate::config::Compression;
 use crate::digest::{PlainHasher, StoredDigest, StoredHasher};
@@ -27,11 +31,17 @@ const TAR_BLOCK: u64 = 512;
 /// The largest size that a ustar header's eleven octal digits hold.
 const LARGEST_USTAR_SIZE: u64 = 0o77_777_777_777;
 
-/// Writes one pack. Memory: one frame, its compressed form, and 16 bytes a frame.
+/// Writes one pack. Memory: one frame and those that other threads compress, their compressed
+/// form, and 8 bytes a frame.
 pub struct PackWriter<S> {
     sink: S,
+    helpers: Arc<Frames>,
     compressor: FrameCompressor,
+    /// Of [`FRAME_SIZE`] bytes, of which `filled` count.
     frame: Vec<u8>,
+    filled: usize,
+    /// Frames that are full and not yet stored, with their plain sizes.
+    away: VecDeque<(usize, Frame)>,
     /// Stored and plain size of each finished frame.
     frames: Vec<(u32, u32)>,
     plain: u64,
@@ -59,12 +69,20 @@ pub struct PackSummary {
 }
 
 impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
-    /// A pack whose stored bytes go to `sink`, in order.
+    /// A pack whose stored bytes go to `sink`, in order, compressed by the calling thread.
     pub fn new(compression: Compression, sink: S) -> Result<Self> {
+        Self::with_helpers(Arc::new(Frames::new(compression)), sink)
+    }
+
+    /// The same; threads that wait in `helpers` compress some of its frames.
+    pub fn with_helpers(helpers: Arc<Frames>, sink: S) -> Result<Self> {
         Ok(Self {
             sink,
-            compressor: FrameCompressor::new(compression)?,
-            frame: Vec::with_capacity(FRAME_SIZE),
+            compressor: helpers.compressor()?,
+            frame: helpers.buffer(),
+            filled: 0,
+            away: VecDeque::new(),
+            helpers,
             frames: Vec::new(),
             plain: 0,
             stored: 0,
@@ -115,6 +133,32 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         self.plain_bytes(bytes)
     }
 
+    /// How many of the open file's next bytes [`fill`](Self::fill) takes at once.
+    pub fn room(&self) -> usize {
+        FRAME_SIZE - self.filled
+    }
+
+    /// The next `size` bytes of the open file, at most [`room`](Self::room), which `read` puts
+    /// straight into the frame: the same as [`write`](Self::write), without a copy.
+    pub fn fill(&mut self, size: usize, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let end = self.filled + size;
+        let (Some(open), Some(frame)) = (&mut self.open, self.frame.get_mut(self.filled..end))
+        else {
+            return Err(Error::failed("no file is open in the pack, or no room"));
+        };
+        open.left = open.left.checked_sub(size as u64).ok_or_else(|| {
+            Error::failed(format!("{} got more bytes than it has", open.member.path))
+        })?;
+        read(frame)?;
+        open.hasher.update(frame);
+        self.plain += size as u64;
+        self.filled = end;
+        if self.filled == FRAME_SIZE {
+            self.end_frame()?;
+        }
+        Ok(())
+    }
+
     /// Ends the open file, all of whose bytes have come.
     pub fn end_file(&mut self, damaged_blocks: Vec<u32>) -> Result<()> {
         let open = self
@@ -147,6 +191,10 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         }
         self.plain_bytes(&[0; 2 * TAR_BLOCK as usize])?;
         self.end_frame()?;
+        while !self.away.is_empty() {
+            self.store_first()?;
+        }
+        self.helpers.give_back(std::mem::take(&mut self.frame));
         let table = self.seek_table()?;
         self.store(table.into())?;
         self.locate_members();
@@ -243,25 +291,45 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
     fn plain_bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.plain += bytes.len() as u64;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(FRAME_SIZE - self.frame.len()));
-            self.frame.extend_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(self.room()));
+            self.frame[self.filled..self.filled + now.len()].copy_from_slice(now);
+            self.filled += now.len();
             bytes = later;
-            if self.frame.len() == FRAME_SIZE {
+            if self.filled == FRAME_SIZE {
                 self.end_frame()?;
             }
         }
         Ok(())
     }
 
+    /// Compresses the frame, or has it compressed, and stores what is ready.
     fn end_frame(&mut self) -> Result<()> {
-        if self.frame.is_empty() {
+        let size = std::mem::take(&mut self.filled);
+        if size == 0 {
             return Ok(());
         }
-        let stored = self.compressor.compress(&self.frame)?;
+        let frame = match self.helpers.offer(&mut self.frame, size) {
+            Some(frame) => frame,
+            None => Frame::Stored(self.compressor.compress(&self.frame[..size])?),
+        };
+        self.away.push_back((size, frame));
+        let most = self.helpers.most_away();
+        while let Some((_, first)) = self.away.front_mut() {
+            if !first.is_ready() && self.away.len() <= most {
+                break;
+            }
+            self.store_first()?;
+        }
+        Ok(())
+    }
+
+    fn store_first(&mut self) -> Result<()> {
+        let Some((size, frame)) = self.away.pop_front() else {
+            return Ok(());
+        };
+        let stored = self.helpers.wait(frame, &mut self.compressor)?;
         // Both fit: a frame holds at most 1 MiB, and zstd adds less than 1 % to it.
-        self.frames
-            .push((stored.len() as u32, self.frame.len() as u32));
-        self.frame.clear();
+        self.frames.push((stored.len() as u32, size as u32));
         self.store(stored.into())
     }
 
