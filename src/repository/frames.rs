@@ -197,3 +197,84 @@ impl Frames {
 fn new_buffer() -> Vec<u8> {
     vec![0; FRAME_SIZE]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::repository::index::Member;
+    use crate::repository::pack::PackWriter;
+
+    /// One pack of three files, and whether all of it was asked for in pieces of any size.
+    fn pack(frames: Arc<Frames>) -> (Vec<u8>, Vec<Member>) {
+        let mut stored = Vec::new();
+        let mut pack = PackWriter::with_helpers(frames, |bytes: Bytes| {
+            stored.extend_from_slice(&bytes);
+            Ok(())
+        })
+        .unwrap();
+        for (name, size) in [("a", 9 << 20), ("b", 77), ("c", (5 << 20) + 3)] {
+            let mut member = Member::directory(name.into(), 0o600, Timestamp::UNIX_EPOCH);
+            member.size = size as u64;
+            pack.begin_file(member).unwrap();
+            let mut left = size;
+            while left > 0 {
+                let count = pack.room().min(left).min(100_000);
+                let fill = |bytes: &mut [u8]| {
+                    for (at, byte) in bytes.iter_mut().enumerate() {
+                        *byte = ((left - at) * 2_654_435_761 >> 11) as u8;
+                    }
+                    Ok(())
+                };
+                pack.fill(count, fill).unwrap();
+                left -= count;
+            }
+            pack.end_file(Vec::new()).unwrap();
+        }
+        let summary = pack.finish().unwrap();
+        (stored, summary.members)
+    }
+
+    #[test]
+    fn a_pack_is_the_same_whoever_compresses_its_frames() {
+        let alone = pack(Arc::new(Frames::new(Compression::default())));
+        for helpers in 1..4 {
+            let frames = Arc::new(Frames::new(Compression::default()));
+            let owner = frames.own();
+            std::thread::scope(|scope| {
+                for _ in 0..helpers {
+                    scope.spawn(|| frames.help().unwrap());
+                }
+                while frames.lock().helpers < helpers {
+                    std::thread::yield_now();
+                }
+                let together = pack(Arc::clone(&frames));
+                assert!(together == alone, "{helpers} helpers");
+                drop(owner);
+            });
+            let state = frames.lock();
+            assert!(state.waiting.is_empty() && state.helpers == 0 && state.owners == 0);
+            assert!(state.spare.len() <= 2 * helpers + 3);
+        }
+    }
+
+    #[test]
+    fn who_writes_a_pack_does_not_wait_for_helpers_that_are_busy() {
+        let frames = Frames::new(Compression::default());
+        let mut compressor = frames.compressor().unwrap();
+        // A helper that never comes to its turn.
+        frames.lock().helpers = 1;
+        let mut plain = frames.buffer();
+        let mut away: Vec<Frame> = std::iter::from_fn(|| frames.offer(&mut plain, 1000)).collect();
+        assert_eq!(away.len(), WAITING_FOR_EACH);
+        assert!(!away[0].is_ready());
+        for frame in away {
+            let stored = frames.wait(frame, &mut compressor).unwrap();
+            assert_eq!(stored, compressor.compress(&[0; 1000]).unwrap());
+        }
+    }
+}

@@ -29,6 +29,7 @@ pub mod points;
 pub mod scan;
 pub mod segments;
 mod system;
+mod tar_header;
 pub mod timeline_wal;
 pub mod tombstones;
 pub mod wal_objects;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::codec::FrameCompressor;
 use super::frames::{Frame, Frames};
 use super::index::{Member, MemberKind};
+use super::tar_header::{self, TAR_BLOCK};
 use crate::config::Compression;
 use crate::digest::{PlainHasher, StoredDigest, StoredHasher};
 use crate::error::{Error, Result};
@@ -25,11 +26,6 @@ pub const FRAME_SIZE: usize = 1 << 20;
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
 /// Magic number at the very end of a seekable object.
 const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
-
-/// tar counts in blocks of this many bytes.
-const TAR_BLOCK: u64 = 512;
-/// The largest size that a ustar header's eleven octal digits hold.
-const LARGEST_USTAR_SIZE: u64 = 0o77_777_777_777;
 
 /// Writes one pack. Memory: one frame and those that other threads compress, their compressed
 /// form, and 8 bytes a frame.
@@ -231,56 +227,8 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
     }
 
     fn header(&mut self, member: &Member) -> Result<()> {
-        let mut records = Vec::new();
-        let mut header = tar::Header::new_ustar();
-        let directory = member.kind == MemberKind::Directory;
-        let path = if directory {
-            format!("{}/", member.path)
-        } else {
-            member.path.clone()
-        };
-        if header.set_path(&path).is_err() {
-            pax_record(&mut records, "path", &path);
-            // Readers that do not know pax still get a name that cannot clash.
-            self.fallback_name(&mut header, &path)?;
-        }
-        if member.size > LARGEST_USTAR_SIZE {
-            pax_record(&mut records, "size", &member.size.to_string());
-        }
-        header.set_size(if member.size > LARGEST_USTAR_SIZE {
-            0
-        } else {
-            member.size
-        });
-        header.set_mode(member.mode);
-        header.set_mtime(member.mtime.as_second().max(0) as u64);
-        header.set_entry_type(if directory {
-            tar::EntryType::Directory
-        } else {
-            tar::EntryType::Regular
-        });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_cksum();
-        if !records.is_empty() {
-            let mut extended = tar::Header::new_ustar();
-            self.fallback_name(&mut extended, "pax-header")?;
-            extended.set_entry_type(tar::EntryType::XHeader);
-            extended.set_size(records.len() as u64);
-            extended.set_mode(0o600);
-            extended.set_cksum();
-            self.plain_bytes(extended.as_bytes())?;
-            self.plain_bytes(&records)?;
-            self.pad_to_tar_block(records.len() as u64)?;
-        }
-        self.plain_bytes(header.as_bytes())
-    }
-
-    fn fallback_name(&self, header: &mut tar::Header, path: &str) -> Result<()> {
-        let digest = crate::digest::PlainDigest::of(path.as_bytes());
-        header
-            .set_path(format!("long-name-{}-{digest}", self.members.len()))
-            .map_err(|error| Error::failed("cannot write a tar header").because(error))
+        let header = tar_header::of(member, self.members.len())?;
+        self.plain_bytes(&header)
     }
 
     fn pad_to_tar_block(&mut self, size: u64) -> Result<()> {
@@ -357,16 +305,6 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         table.extend_from_slice(&SEEKABLE_MAGIC.to_le_bytes());
         Ok(table)
     }
-}
-
-/// `LENGTH KEY=VALUE\n`, where LENGTH counts itself (POSIX.1-2001, pax).
-fn pax_record(records: &mut Vec<u8>, key: &str, value: &str) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while rest + length.to_string().len() != length {
-        length = rest + length.to_string().len();
-    }
-    records.extend_from_slice(format!("{length} {key}={value}\n").as_bytes());
 }
 
 #[cfg(test)]
@@ -478,17 +416,6 @@ mod tests {
         let member = Member::directory("g".into(), 0o600, Timestamp::UNIX_EPOCH);
         writer.begin_file(member).unwrap();
         assert!(writer.write(&[1]).is_err());
-    }
-
-    #[test]
-    fn pax_records_count_their_own_length() {
-        for length in [1, 90, 91, 92, 93, 94, 985, 986, 987, 988, 989, 990] {
-            let mut records = Vec::new();
-            pax_record(&mut records, "path", &"x".repeat(length));
-            let text = String::from_utf8(records).unwrap();
-            let counted: usize = text.split(' ').next().unwrap().parse().unwrap();
-            assert_eq!(counted, text.len());
-        }
     }
 
     proptest! {
