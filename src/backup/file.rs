@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::scan::Found;
 use crate::error::{IoContext, Result};
@@ -16,7 +17,8 @@ use crate::postgres::layout::RelationFile;
 use crate::repository::index::MemberKind;
 use crate::repository::pack::PackWriter;
 
-/// Bytes that are read at once; a multiple of every page size.
+/// Bytes that are read at once; a multiple of every page size. All that looks at them finds
+/// them in the processor's own cache.
 const READ_SIZE: usize = 256 << 10;
 
 /// At most this many damaged blocks are named for one file.
@@ -47,11 +49,13 @@ pub struct FileRead {
 /// Reads `found` into the pack. `None`: it vanished since the scan, or it is a directory.
 ///
 /// A file that grew is cut at the size that it had when it was opened, one that shrank is
-/// padded with zeros: WAL replay brings both to their right state.
+/// padded with zeros: WAL replay brings both to their right state. `passed` is told of bytes as
+/// they pass, and may end it with an error.
 pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
     pack: &mut PackWriter<S>,
     found: Found,
     pages: Pages,
+    passed: &dyn Fn(u64) -> Result<()>,
 ) -> Result<Option<FileRead>> {
     if found.member.kind == MemberKind::Directory {
         pack.directory(found.member)?;
@@ -72,22 +76,42 @@ pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
     });
     let size = member.size;
     pack.begin_file(member)?;
-    let mut crc32c = 0;
-    let mut buffer = vec![0; READ_SIZE];
-    let mut at = 0;
-    while at < size {
-        let wanted = (size - at).min(READ_SIZE as u64) as usize;
-        let count = read_up_to(&file, &mut buffer[..wanted]).on("read", &found.source)?;
+    if size > READ_SIZE as u64 {
+        // The kernel reads further ahead. Nothing depends on it.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+    }
+    let page_size = pages.block_size as usize;
+    let (mut crc32c, mut at, mut page) = (0, 0, Vec::new());
+    let mut take = |at: u64, bytes: &mut [u8]| {
+        let count = read_up_to(&file, bytes).on("read", &found.source)?;
         // What is missing was truncated meanwhile.
-        buffer[count..wanted].fill(0);
+        bytes[count..].fill(0);
         if let Some(checker) = &mut checker {
-            checker
-                .check(&file, at, &mut buffer[..count])
-                .on("read", &found.source)?;
+            let checked = checker.check(&file, at, &mut bytes[..count]);
+            checked.on("read", &found.source)?;
         }
-        crc32c = crc32c::crc32c_append(crc32c, &buffer[..wanted]);
-        pack.write(&buffer[..wanted])?;
-        at += wanted as u64;
+        crc32c = crc32c::crc32c_append(crc32c, bytes);
+        Ok(())
+    };
+    while at < size {
+        let left = size - at;
+        let room = pack.room().min(READ_SIZE);
+        let count = match left <= room as u64 {
+            true => left as usize,
+            false => room - room % page_size,
+        };
+        let count = if count > 0 {
+            pack.fill(count, |bytes| take(at, bytes))?;
+            count
+        } else {
+            // A page that lies in two frames.
+            page.resize(left.min(page_size as u64) as usize, 0);
+            take(at, &mut page)?;
+            pack.write(&page)?;
+            page.len()
+        };
+        at += count as u64;
+        passed(count as u64)?;
     }
     let (blocks, damaged) = checker.map_or((Vec::new(), 0), |c| (c.damaged, c.count));
     pack.end_file(blocks)?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::file::{self, Pages};
 use super::scan::{self, Found, Tree};
@@ -13,7 +14,7 @@ use crate::digest::StoredDigest;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repository::bridge::ObjectWriter;
-use crate::repository::codec::FrameCompressor;
+use crate::repository::frames::{Frames, Owner};
 use crate::repository::index::{self, Member, MemberKind};
 use crate::repository::keys;
 use crate::repository::marker::StoredObject;
@@ -40,19 +41,35 @@ pub struct DonePack {
     pub files: Vec<PackedFile>,
 }
 
-/// Makes the packs of one backup. Memory: for each job one frame, its compressed form, a few
-/// parts on their way, and the index of one pack.
+/// A pack whose bytes are all on their way, with the index that follows it.
+struct WrittenPack {
+    object: WrittenObject,
+    index: StoredObject,
+    index_content: Bytes,
+    read: Vec<Option<file::FileRead>>,
+}
+
+/// An object whose bytes are all on their way.
+struct WrittenObject {
+    key: String,
+    summary: PackSummary,
+    writer: ObjectWriter,
+}
+
+/// Makes the packs of one backup, with `jobs` threads that read and compress: whoever has no
+/// pack helps the others. Memory: for each job a few frames, the index of one pack and a few
+/// parts on their way, and the same once more for a pack that becomes durable meanwhile.
 #[derive(Clone)]
 pub struct Packer {
     store: Store,
     /// The backup's directory.
     directory: String,
-    compression: Compression,
     pages: Pages,
     progress: Progress,
     runtime: Handle,
     next: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
+    frames: Arc<Frames>,
 }
 
 /// What a pack is filled with.
@@ -70,12 +87,12 @@ impl Packer {
         Self {
             store: store.clone(),
             directory,
-            compression,
             pages,
             progress,
             runtime: Handle::current(),
             next: Arc::new(AtomicU32::new(1)),
             stop: Arc::new(AtomicBool::new(false)),
+            frames: Arc::new(Frames::new(compression)),
         }
     }
 
@@ -96,16 +113,26 @@ impl Packer {
         let (batches, received) = mpsc::sync_channel::<(u32, Vec<Found>)>(1);
         let received = Mutex::new(Some(received));
         let (finished, results) = mpsc::channel::<Result<DonePack>>();
+        let finishing = Arc::new(Semaphore::new(jobs));
+        // All at once: who is early must not think that there is nobody to help.
+        let owners: Vec<Owner<'_>> = (0..jobs).map(|_| self.frames.own()).collect();
         std::thread::scope(|scope| {
-            for _ in 0..jobs {
+            for owner in owners {
                 let (received, finished) = (&received, finished.clone());
+                let finishing = Arc::clone(&finishing);
                 scope.spawn(move || {
                     while let Some((number, batch)) = next_batch(received) {
-                        let result = self.pack_batch(number, batch);
-                        let failed = result.is_err();
-                        if finished.send(result).is_err() || failed {
-                            break;
+                        match self.pack_batch(number, batch) {
+                            Ok(pack) => self.finish_later(pack, &finishing, finished.clone()),
+                            Err(error) => {
+                                let _ = finished.send(Err(error));
+                                return;
+                            }
                         }
+                    }
+                    drop(owner);
+                    if let Err(error) = self.frames.help() {
+                        let _ = finished.send(Err(error));
                     }
                 });
             }
@@ -152,21 +179,40 @@ impl Packer {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn pack_batch(&self, number: u32, batch: Vec<Found>) -> Result<DonePack> {
+    fn pack_batch(&self, number: u32, batch: Vec<Found>) -> Result<WrittenPack> {
         let expected = batch
             .iter()
             .map(|found| found.member.size + 1536)
             .sum::<u64>()
             + 1024;
-        self.numbered(number, expected, |pack, read| {
+        let passed = |bytes| {
+            self.progress.add(bytes);
+            self.check_stopped()
+        };
+        self.write_pack(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;
-                let size = found.member.size;
-                read.push(file::read_into(pack, found, self.pages)?);
-                self.progress.add(size);
+                read.push(file::read_into(pack, found, self.pages, &passed)?);
             }
             Ok(())
         })
+    }
+
+    /// Waits for the pack's last bytes and puts its index while this thread goes on with the
+    /// next. Blocks while as many packs as there are jobs have not become durable.
+    fn finish_later(
+        &self,
+        pack: WrittenPack,
+        finishing: &Arc<Semaphore>,
+        finished: mpsc::Sender<Result<DonePack>>,
+    ) {
+        let permit = self.runtime.block_on(Arc::clone(finishing).acquire_owned());
+        let packer = self.clone();
+        self.runtime.spawn(async move {
+            let done = packer.finish_pack(pack).await;
+            drop(permit);
+            let _ = finished.send(done);
+        });
     }
 
     /// Makes one pack out of what `fill` writes, the last so far. For each file it also says what
@@ -176,24 +222,45 @@ impl Packer {
         expected: u64,
         fill: impl FnOnce(&mut Pack<'_>, &mut Vec<Option<file::FileRead>>) -> Result<()>,
     ) -> Result<DonePack> {
-        self.numbered(self.next_number(), expected, fill)
+        let pack = self.write_pack(self.next_number(), expected, fill)?;
+        self.runtime.block_on(self.finish_pack(pack))
     }
 
-    fn numbered(
+    fn write_pack(
         &self,
         number: u32,
         expected: u64,
         fill: impl FnOnce(&mut Pack<'_>, &mut Vec<Option<file::FileRead>>) -> Result<()>,
-    ) -> Result<DonePack> {
-        let (pack_key, index_key) = (keys::backup::pack(number), keys::backup::index(number));
+    ) -> Result<WrittenPack> {
         let mut read = Vec::new();
-        let (summary, pack) = self.object(&pack_key, expected, |pack| fill(pack, &mut read))?;
-        let index = self.put_index(&pack_key, index_key, &summary.members)?;
+        let pack_key = keys::backup::pack(number);
+        let object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
+        let mut text = Vec::new();
+        index::write(&mut text, &object.key, &object.summary.members)
+            .map_err(|error| Error::failed("cannot write an index").because(error))?;
+        let stored = self.frames.compressor()?.compress(&text)?;
+        Ok(WrittenPack {
+            object,
+            index: StoredObject {
+                key: keys::backup::index(number),
+                size: stored.len() as u64,
+                sha256: StoredDigest::of(&stored),
+            },
+            index_content: stored.into(),
+            read,
+        })
+    }
+
+    /// Waits until the pack is durable, and then puts its index.
+    async fn finish_pack(&self, pack: WrittenPack) -> Result<DonePack> {
+        let (summary, object) = finish_object(pack.object).await?;
+        let key = format!("{}/{}", self.directory, pack.index.key);
+        self.store.put(&key, pack.index_content).await?;
         let files = summary
             .members
             .into_iter()
             .filter(|member| member.kind == MemberKind::File)
-            .zip(read.into_iter().flatten())
+            .zip(pack.read.into_iter().flatten())
             .map(|(member, read)| PackedFile {
                 member,
                 crc32c: read.crc32c,
@@ -201,7 +268,7 @@ impl Packer {
             })
             .collect();
         Ok(DonePack {
-            objects: [pack, index],
+            objects: [object, pack.index],
             files,
         })
     }
@@ -213,50 +280,57 @@ impl Packer {
         expected: u64,
         fill: impl FnOnce(&mut Pack<'_>) -> Result<()>,
     ) -> Result<(PackSummary, StoredObject)> {
+        let written = self.write_object(key.to_owned(), expected, fill)?;
+        self.runtime.block_on(finish_object(written))
+    }
+
+    fn write_object(
+        &self,
+        key: String,
+        expected: u64,
+        fill: impl FnOnce(&mut Pack<'_>) -> Result<()>,
+    ) -> Result<WrittenObject> {
         let writer = {
             let _inside = self.runtime.enter();
             ObjectWriter::new(&self.store, format!("{}/{key}", self.directory), expected)
         };
         let mut sink = |bytes| writer.write(bytes);
         let sink: &mut dyn FnMut(Bytes) -> Result<()> = &mut sink;
-        let packed = PackWriter::new(self.compression, sink).and_then(|mut pack| {
-            fill(&mut pack)?;
-            pack.finish()
-        });
-        let summary = match packed {
-            Ok(summary) => summary,
-            Err(error) => return Err(self.runtime.block_on(writer.give_up(error))),
-        };
-        let stored = self.runtime.block_on(writer.finish())?;
-        if stored != summary.stored_size {
-            return Err(Error::failed(format!(
-                "{key} was written with {} bytes and the store says {stored}",
-                summary.stored_size
-            )));
+        let packed =
+            PackWriter::with_helpers(Arc::clone(&self.frames), sink).and_then(|mut pack| {
+                fill(&mut pack)?;
+                pack.finish()
+            });
+        match packed {
+            Ok(summary) => Ok(WrittenObject {
+                key,
+                summary,
+                writer,
+            }),
+            Err(error) => Err(self.runtime.block_on(writer.give_up(error))),
         }
-        let object = StoredObject {
-            key: key.to_owned(),
-            size: stored,
-            sha256: summary.sha256,
-        };
-        Ok((summary, object))
     }
+}
 
-    fn put_index(&self, pack: &str, key: String, members: &[Member]) -> Result<StoredObject> {
-        let mut text = Vec::new();
-        index::write(&mut text, pack, members)
-            .map_err(|error| Error::failed("cannot write an index").because(error))?;
-        let stored = FrameCompressor::new(self.compression)?.compress(&text)?;
-        let object = StoredObject {
-            key,
-            size: stored.len() as u64,
-            sha256: StoredDigest::of(&stored),
-        };
-        let full_key = format!("{}/{}", self.directory, object.key);
-        self.runtime
-            .block_on(self.store.put(&full_key, stored.into()))?;
-        Ok(object)
+async fn finish_object(object: WrittenObject) -> Result<(PackSummary, StoredObject)> {
+    let WrittenObject {
+        key,
+        summary,
+        writer,
+    } = object;
+    let stored = writer.finish().await?;
+    if stored != summary.stored_size {
+        return Err(Error::failed(format!(
+            "{key} was written with {} bytes and the store says {stored}",
+            summary.stored_size
+        )));
     }
+    let object = StoredObject {
+        key,
+        size: stored,
+        sha256: summary.sha256,
+    };
+    Ok((summary, object))
 }
 
 fn next_batch<T>(received: &Mutex<Option<mpsc::Receiver<T>>>) -> Option<T> {

@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 /// lying object can make us allocate.
 const LARGEST_WINDOW_LOG: u32 = 27;
 
-/// Compresses whole frames, keeping zstd's working memory between them.
+/// Compresses whole frames, keeping zstd's working memory and one buffer between them.
 pub struct FrameCompressor {
     inner: zstd::bulk::Compressor<'static>,
+    stored: Vec<u8>,
 }
 
 impl FrameCompressor {
@@ -28,7 +29,8 @@ impl FrameCompressor {
             for parameter in frame_parameters(parameters) {
                 inner.set_parameter(parameter)?;
             }
-            Ok(Self { inner })
+            let stored = Vec::new();
+            Ok(Self { inner, stored })
         };
         make().map_err(|error: std::io::Error| {
             Error::usage("zstd refuses the configured compression").because(error)
@@ -37,9 +39,13 @@ impl FrameCompressor {
 
     /// One frame, with content checksum and content size.
     pub fn compress(&mut self, plain: &[u8]) -> Result<Vec<u8>> {
+        // zstd wants room for the worst case. What is handed on keeps no more than it needs.
+        self.stored.clear();
+        self.stored.reserve(zstd_safe::compress_bound(plain.len()));
         self.inner
-            .compress(plain)
-            .map_err(|error| Error::failed("cannot compress").because(error))
+            .compress_to_buffer(plain, &mut self.stored)
+            .map_err(|error| Error::failed("cannot compress").because(error))?;
+        Ok(self.stored.as_slice().to_vec())
     }
 }
 

@@ -5,10 +5,15 @@
 //! block, by a range request. The table is written here because no crate writes frames that
 //! were compressed elsewhere; `zeekstd` reads it back in the tests.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::codec::FrameCompressor;
+use super::frames::{Frame, Frames};
 use super::index::{Member, MemberKind};
+use super::tar_header::{self, TAR_BLOCK};
 use crate::config::Compression;
 use crate::digest::{PlainHasher, StoredDigest, StoredHasher};
 use crate::error::{Error, Result};
@@ -22,16 +27,17 @@ const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
 /// Magic number at the very end of a seekable object.
 const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
 
-/// tar counts in blocks of this many bytes.
-const TAR_BLOCK: u64 = 512;
-/// The largest size that a ustar header's eleven octal digits hold.
-const LARGEST_USTAR_SIZE: u64 = 0o77_777_777_777;
-
-/// Writes one pack. Memory: one frame, its compressed form, and 16 bytes a frame.
+/// Writes one pack. Memory: one frame and those that other threads compress, their compressed
+/// form, and 8 bytes a frame.
 pub struct PackWriter<S> {
     sink: S,
+    helpers: Arc<Frames>,
     compressor: FrameCompressor,
+    /// Of [`FRAME_SIZE`] bytes, of which `filled` count.
     frame: Vec<u8>,
+    filled: usize,
+    /// Frames that are full and not yet stored, with their plain sizes.
+    away: VecDeque<(usize, Frame)>,
     /// Stored and plain size of each finished frame.
     frames: Vec<(u32, u32)>,
     plain: u64,
@@ -59,12 +65,20 @@ pub struct PackSummary {
 }
 
 impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
-    /// A pack whose stored bytes go to `sink`, in order.
+    /// A pack whose stored bytes go to `sink`, in order, compressed by the calling thread.
     pub fn new(compression: Compression, sink: S) -> Result<Self> {
+        Self::with_helpers(Arc::new(Frames::new(compression)), sink)
+    }
+
+    /// The same; threads that wait in `helpers` compress some of its frames.
+    pub fn with_helpers(helpers: Arc<Frames>, sink: S) -> Result<Self> {
         Ok(Self {
             sink,
-            compressor: FrameCompressor::new(compression)?,
-            frame: Vec::with_capacity(FRAME_SIZE),
+            compressor: helpers.compressor()?,
+            frame: helpers.buffer(),
+            filled: 0,
+            away: VecDeque::new(),
+            helpers,
             frames: Vec::new(),
             plain: 0,
             stored: 0,
@@ -115,6 +129,32 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         self.plain_bytes(bytes)
     }
 
+    /// How many of the open file's next bytes [`fill`](Self::fill) takes at once.
+    pub fn room(&self) -> usize {
+        FRAME_SIZE - self.filled
+    }
+
+    /// The next `size` bytes of the open file, at most [`room`](Self::room), which `read` puts
+    /// straight into the frame: the same as [`write`](Self::write), without a copy.
+    pub fn fill(&mut self, size: usize, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let end = self.filled + size;
+        let (Some(open), Some(frame)) = (&mut self.open, self.frame.get_mut(self.filled..end))
+        else {
+            return Err(Error::failed("no file is open in the pack, or no room"));
+        };
+        open.left = open.left.checked_sub(size as u64).ok_or_else(|| {
+            Error::failed(format!("{} got more bytes than it has", open.member.path))
+        })?;
+        read(frame)?;
+        open.hasher.update(frame);
+        self.plain += size as u64;
+        self.filled = end;
+        if self.filled == FRAME_SIZE {
+            self.end_frame()?;
+        }
+        Ok(())
+    }
+
     /// Ends the open file, all of whose bytes have come.
     pub fn end_file(&mut self, damaged_blocks: Vec<u32>) -> Result<()> {
         let open = self
@@ -147,6 +187,10 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         }
         self.plain_bytes(&[0; 2 * TAR_BLOCK as usize])?;
         self.end_frame()?;
+        while !self.away.is_empty() {
+            self.store_first()?;
+        }
+        self.helpers.give_back(std::mem::take(&mut self.frame));
         let table = self.seek_table()?;
         self.store(table.into())?;
         self.locate_members();
@@ -183,56 +227,8 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
     }
 
     fn header(&mut self, member: &Member) -> Result<()> {
-        let mut records = Vec::new();
-        let mut header = tar::Header::new_ustar();
-        let directory = member.kind == MemberKind::Directory;
-        let path = if directory {
-            format!("{}/", member.path)
-        } else {
-            member.path.clone()
-        };
-        if header.set_path(&path).is_err() {
-            pax_record(&mut records, "path", &path);
-            // Readers that do not know pax still get a name that cannot clash.
-            self.fallback_name(&mut header, &path)?;
-        }
-        if member.size > LARGEST_USTAR_SIZE {
-            pax_record(&mut records, "size", &member.size.to_string());
-        }
-        header.set_size(if member.size > LARGEST_USTAR_SIZE {
-            0
-        } else {
-            member.size
-        });
-        header.set_mode(member.mode);
-        header.set_mtime(member.mtime.as_second().max(0) as u64);
-        header.set_entry_type(if directory {
-            tar::EntryType::Directory
-        } else {
-            tar::EntryType::Regular
-        });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_cksum();
-        if !records.is_empty() {
-            let mut extended = tar::Header::new_ustar();
-            self.fallback_name(&mut extended, "pax-header")?;
-            extended.set_entry_type(tar::EntryType::XHeader);
-            extended.set_size(records.len() as u64);
-            extended.set_mode(0o600);
-            extended.set_cksum();
-            self.plain_bytes(extended.as_bytes())?;
-            self.plain_bytes(&records)?;
-            self.pad_to_tar_block(records.len() as u64)?;
-        }
-        self.plain_bytes(header.as_bytes())
-    }
-
-    fn fallback_name(&self, header: &mut tar::Header, path: &str) -> Result<()> {
-        let digest = crate::digest::PlainDigest::of(path.as_bytes());
-        header
-            .set_path(format!("long-name-{}-{digest}", self.members.len()))
-            .map_err(|error| Error::failed("cannot write a tar header").because(error))
+        let header = tar_header::of(member, self.members.len())?;
+        self.plain_bytes(&header)
     }
 
     fn pad_to_tar_block(&mut self, size: u64) -> Result<()> {
@@ -243,25 +239,45 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
     fn plain_bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.plain += bytes.len() as u64;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(FRAME_SIZE - self.frame.len()));
-            self.frame.extend_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(self.room()));
+            self.frame[self.filled..self.filled + now.len()].copy_from_slice(now);
+            self.filled += now.len();
             bytes = later;
-            if self.frame.len() == FRAME_SIZE {
+            if self.filled == FRAME_SIZE {
                 self.end_frame()?;
             }
         }
         Ok(())
     }
 
+    /// Compresses the frame, or has it compressed, and stores what is ready.
     fn end_frame(&mut self) -> Result<()> {
-        if self.frame.is_empty() {
+        let size = std::mem::take(&mut self.filled);
+        if size == 0 {
             return Ok(());
         }
-        let stored = self.compressor.compress(&self.frame)?;
+        let frame = match self.helpers.offer(&mut self.frame, size) {
+            Some(frame) => frame,
+            None => Frame::Stored(self.compressor.compress(&self.frame[..size])?),
+        };
+        self.away.push_back((size, frame));
+        let most = self.helpers.most_away();
+        while let Some((_, first)) = self.away.front_mut() {
+            if !first.is_ready() && self.away.len() <= most {
+                break;
+            }
+            self.store_first()?;
+        }
+        Ok(())
+    }
+
+    fn store_first(&mut self) -> Result<()> {
+        let Some((size, frame)) = self.away.pop_front() else {
+            return Ok(());
+        };
+        let stored = self.helpers.wait(frame, &mut self.compressor)?;
         // Both fit: a frame holds at most 1 MiB, and zstd adds less than 1 % to it.
-        self.frames
-            .push((stored.len() as u32, self.frame.len() as u32));
-        self.frame.clear();
+        self.frames.push((stored.len() as u32, size as u32));
         self.store(stored.into())
     }
 
@@ -289,16 +305,6 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
         table.extend_from_slice(&SEEKABLE_MAGIC.to_le_bytes());
         Ok(table)
     }
-}
-
-/// `LENGTH KEY=VALUE\n`, where LENGTH counts itself (POSIX.1-2001, pax).
-fn pax_record(records: &mut Vec<u8>, key: &str, value: &str) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while rest + length.to_string().len() != length {
-        length = rest + length.to_string().len();
-    }
-    records.extend_from_slice(format!("{length} {key}={value}\n").as_bytes());
 }
 
 #[cfg(test)]
@@ -410,17 +416,6 @@ mod tests {
         let member = Member::directory("g".into(), 0o600, Timestamp::UNIX_EPOCH);
         writer.begin_file(member).unwrap();
         assert!(writer.write(&[1]).is_err());
-    }
-
-    #[test]
-    fn pax_records_count_their_own_length() {
-        for length in [1, 90, 91, 92, 93, 94, 985, 986, 987, 988, 989, 990] {
-            let mut records = Vec::new();
-            pax_record(&mut records, "path", &"x".repeat(length));
-            let text = String::from_utf8(records).unwrap();
-            let counted: usize = text.split(' ').next().unwrap().parse().unwrap();
-            assert_eq!(counted, text.len());
-        }
     }
 
     proptest! {
