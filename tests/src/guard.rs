@@ -28,7 +28,14 @@ tree() { # the process and all that it started
     echo "$1"
     for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do tree "$child"; done
 }
-for pid in "${!pids[@]}"; do kill -9 $(tree "$pid") 2>/dev/null; done
+for pid in "${!pids[@]}"; do
+    all=$(tree "$pid")
+    kill -9 $all 2>/dev/null
+    # Of what a killed server leaves behind a machine has 4,096.
+    while read -r id _ creator _; do
+        case " $(echo $all) " in *" $creator "*) ipcrm -m "$id" 2>/dev/null ;; esac
+    done < <(ipcs -m -p)
+done
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     left=no
     for directory in "${!directories[@]}"; do

@@ -37,8 +37,10 @@ fn a_cluster_of_every_complete_version_starts_is_destroyed_and_leaves_nothing_be
         cluster.sql("CREATE TABLE t TABLESPACE other AS SELECT 1");
         let tablespace = cluster.tablespaces()[0].1.clone();
         let pid = cluster.pid().unwrap();
+        assert!(has_shared_memory(pid));
         cluster.destroy();
         assert!(!cluster.data().exists() && !tablespace.exists());
+        assert!(!has_shared_memory(pid));
         assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
         drop(cluster);
         drop(scratch);
@@ -241,8 +243,17 @@ fn a_killed_test_process_leaves_no_server_and_no_directory() {
     victim.kill().unwrap();
     victim.wait().unwrap();
     wait_until("the guard has cleaned up", SOON, || {
-        !server.exists() && !directory.exists()
+        !server.exists() && !directory.exists() && !has_shared_memory(pid.parse().unwrap())
     });
+}
+
+/// Whether System V shared memory is left that this process made.
+fn has_shared_memory(creator: u32) -> bool {
+    let listing = Command::new("ipcs").args(["-m", "-p"]).output().unwrap();
+    let creator = creator.to_string();
+    String::from_utf8_lossy(&listing.stdout)
+        .lines()
+        .any(|line| line.split_whitespace().nth(2) == Some(&creator))
 }
 
 #[test]
