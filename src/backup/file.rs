@@ -179,3 +179,85 @@ fn is_wrong(verdict: PageVerdict) -> bool {
         PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::postgres::checksum::page_checksum;
+
+    const SIZE: usize = 8192;
+
+    fn checker() -> Checker {
+        Checker {
+            pages: Pages {
+                block_size: SIZE as u32,
+                blocks_per_file: 131_072,
+                checksums: true,
+                backup_start: Lsn(1 << 40),
+            },
+            // Of the second file of its relation.
+            next_block: 131_072,
+            damaged: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// A page of an initialised relation, with its checksum.
+    fn page(block: u32) -> Vec<u8> {
+        let mut page: Vec<u8> = (0..SIZE)
+            .map(|at| (at * 7 + block as usize) as u8)
+            .collect();
+        // An old LSN, and pd_upper.
+        page[0..8].fill(0);
+        page[14..16].copy_from_slice(&4096u16.to_le_bytes());
+        let checksum = page_checksum(&page, block);
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        page
+    }
+
+    fn file_of(pages: &[Vec<u8>]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&pages.concat()).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_page_that_was_torn_while_it_was_read_is_read_again_and_then_whole() {
+        let pages = [page(131_072), page(131_073), page(131_074)];
+        let file = file_of(&pages);
+        let mut read = pages.concat();
+        read[SIZE + 4096..2 * SIZE].fill(9);
+        let mut checker = checker();
+        checker.check(&file, 0, &mut read).unwrap();
+        assert!(read == pages.concat(), "the second read counts");
+        assert_eq!((checker.count, checker.damaged.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_page_that_is_wrong_twice_is_named_by_its_block_in_the_whole_relation() {
+        let mut pages = [page(131_072), page(131_073), vec![0; SIZE]];
+        pages[1][5000] ^= 1;
+        // Not initialised, and yet not all zeros.
+        pages[2][100] = 1;
+        let file = file_of(&pages);
+        let mut checker = checker();
+        checker.check(&file, 0, &mut pages.concat()).unwrap();
+        assert_eq!(checker.damaged, [131_073, 131_074]);
+        assert_eq!(checker.count, 2);
+    }
+
+    #[test]
+    fn a_page_that_a_truncation_took_before_it_was_read_again_is_kept_as_it_was_read() {
+        let pages = [page(131_072), page(131_073)];
+        let file = file_of(&pages[..1]);
+        let mut torn = pages.concat();
+        torn[SIZE + 5000] ^= 1;
+        let before = torn.clone();
+        let mut checker = checker();
+        checker.check(&file, 0, &mut torn).unwrap();
+        assert!(torn == before);
+        assert_eq!(checker.damaged, [131_073]);
+    }
+}

@@ -9,6 +9,7 @@ mod configuration;
 mod file;
 mod manifest;
 mod packer;
+mod resume;
 mod scan;
 mod server;
 
@@ -37,6 +38,7 @@ use crate::wal::wait;
 use file::Pages;
 use manifest::StreamedManifest;
 use packer::{DonePack, Packer};
+use resume::Earlier;
 use scan::Tree;
 use server::Source;
 
@@ -57,6 +59,8 @@ pub struct Settings {
     pub fast: bool,
     /// The label that PostgreSQL writes into backup_label.
     pub label: String,
+    /// Take over what an interrupted backup has stored, as far as it is the same bytes.
+    pub resume: bool,
 }
 
 /// Damaged pages that the marker names; the indexes name all.
@@ -70,10 +74,16 @@ struct Sums {
     plain_bytes: u64,
     damaged_pages: Vec<String>,
     damaged_page_count: u64,
+    /// Packs of an interrupted backup, and their bytes as stored.
+    taken_over: (u64, u64),
 }
 
 impl Sums {
     fn add(&mut self, pack: &DonePack) {
+        if pack.taken_over {
+            self.taken_over.0 += 1;
+            self.taken_over.1 += pack.objects[0].size;
+        }
         self.objects.extend(pack.objects.iter().cloned());
         for file in &pack.files {
             self.files += 1;
@@ -109,16 +119,21 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
     }
 
     let id = BackupId::new(BackupKind::Full, Timestamp::now());
+    let earlier = match settings.resume {
+        true => Earlier::find(&system, settings.compression).await,
+        false => Earlier::default(),
+    };
     // Until it is committed, nothing but this says that the directory and its WAL are in use.
+    // What is taken over should stay until then, too.
     let lease = repository
         .lease(
             &settings.cluster,
             Work::Backup,
             Some(system.id()),
-            [id.clone()],
+            earlier.backups.iter().chain([&id]).cloned(),
         )
         .await;
-    let done = take(settings, client, &system, &source, id).await;
+    let done = take(settings, client, &system, &source, id, earlier).await;
     lease.release().await;
     done
 }
@@ -130,6 +145,7 @@ async fn take(
     system: &System,
     source: &Source,
     id: BackupId,
+    earlier: Earlier,
 ) -> Result<Marker> {
     let repository = system.repository();
     tracing::info!("backup {id} begins: waiting for a checkpoint");
@@ -142,10 +158,14 @@ async fn take(
         backup_start: start,
     };
     let progress = Progress::new("backup", None);
+    for id in &earlier.backups {
+        tracing::info!("backup {id} was interrupted: what is still the same is taken over");
+    }
     let packer = Packer::new(
-        repository.store(),
+        repository,
         system.keys().backup(&id),
         settings.compression,
+        earlier,
         pages,
         progress.clone(),
     );
@@ -166,6 +186,11 @@ async fn take(
     };
     let scanned = tree.tablespaces.clone();
     let (mut sums, mut manifest) = pack_everything(&packer, tree, settings.jobs, manifest).await?;
+
+    let (packs, bytes) = sums.taken_over;
+    if packs > 0 {
+        tracing::info!("{packs} packs with {bytes} bytes were taken over");
+    }
 
     // Last of all, and before the stop, as PostgreSQL's own base backup does.
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;

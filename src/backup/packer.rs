@@ -8,18 +8,19 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::file::{self, Pages};
+use super::resume::Earlier;
 use super::scan::{self, Found, Tree};
 use crate::config::Compression;
 use crate::digest::StoredDigest;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::repository::Repository;
 use crate::repository::bridge::ObjectWriter;
 use crate::repository::frames::{Frames, Owner};
-use crate::repository::index::{self, Member, MemberKind};
+use crate::repository::index::{self, Made, Member, MemberKind};
 use crate::repository::keys;
 use crate::repository::marker::StoredObject;
 use crate::repository::pack::{PackSummary, PackWriter};
-use crate::storage::Store;
 
 /// A file of a finished pack, with what only the manifest wants to know.
 #[derive(Debug)]
@@ -39,14 +40,28 @@ pub struct DonePack {
     pub objects: [StoredObject; 2],
     /// Its regular files.
     pub files: Vec<PackedFile>,
+    /// Whether an earlier backup, which never came to its end, had made the pack.
+    pub taken_over: bool,
 }
 
 /// A pack whose bytes are all on their way, with the index that follows it.
 struct WrittenPack {
     object: WrittenObject,
-    index: StoredObject,
-    index_content: Bytes,
+    index: Index,
     read: Vec<Option<file::FileRead>>,
+}
+
+/// An index that is to be put as soon as its pack is durable.
+pub(super) struct Index {
+    pub(super) object: StoredObject,
+    content: Bytes,
+}
+
+/// What became of a batch.
+enum Packed {
+    Written(WrittenPack),
+    /// It is what an earlier backup had packed, and durable.
+    TakenOver(DonePack),
 }
 
 /// An object whose bytes are all on their way.
@@ -61,32 +76,37 @@ struct WrittenObject {
 /// parts on their way, and the same once more for a pack that becomes durable meanwhile.
 #[derive(Clone)]
 pub struct Packer {
-    store: Store,
+    pub(super) repository: Repository,
     /// The backup's directory.
-    directory: String,
-    pages: Pages,
-    progress: Progress,
-    runtime: Handle,
+    pub(super) directory: String,
+    compression: Compression,
+    pub(super) earlier: Arc<Earlier>,
+    pub(super) pages: Pages,
+    pub(super) progress: Progress,
+    pub(super) runtime: Handle,
     next: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
-    frames: Arc<Frames>,
+    pub(super) frames: Arc<Frames>,
 }
 
 /// What a pack is filled with.
 pub type Pack<'a> = PackWriter<&'a mut dyn FnMut(Bytes) -> Result<()>>;
 
 impl Packer {
-    /// A packer that writes below `directory`. Must be called inside the runtime.
+    /// A packer that writes below `directory`, and takes over what `earlier` has. Must be called inside the runtime.
     pub fn new(
-        store: &Store,
+        repository: &Repository,
         directory: String,
         compression: Compression,
+        earlier: Earlier,
         pages: Pages,
         progress: Progress,
     ) -> Self {
         Self {
-            store: store.clone(),
+            repository: repository.clone(),
             directory,
+            compression,
+            earlier: Arc::new(earlier),
             pages,
             progress,
             runtime: Handle::current(),
@@ -123,7 +143,12 @@ impl Packer {
                 scope.spawn(move || {
                     while let Some((number, batch)) = next_batch(received) {
                         match self.pack_batch(number, batch) {
-                            Ok(pack) => self.finish_later(pack, &finishing, finished.clone()),
+                            Ok(Packed::Written(pack)) => {
+                                self.finish_later(pack, &finishing, finished.clone());
+                            }
+                            Ok(Packed::TakenOver(pack)) => {
+                                let _ = finished.send(Ok(pack));
+                            }
                             Err(error) => {
                                 let _ = finished.send(Err(error));
                                 return;
@@ -137,7 +162,8 @@ impl Packer {
                 });
             }
             let scanning = scope.spawn(move || {
-                scan::scan(tree, |batch| {
+                let cut = |path: &str| self.earlier.begins_at(path);
+                scan::scan(tree, cut, |batch| {
                     self.check_stopped()?;
                     batches
                         .send((self.next_number(), batch))
@@ -167,7 +193,7 @@ impl Packer {
         })
     }
 
-    fn check_stopped(&self) -> Result<()> {
+    pub(super) fn check_stopped(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::failed("the backup was stopped"));
         }
@@ -179,7 +205,10 @@ impl Packer {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn pack_batch(&self, number: u32, batch: Vec<Found>) -> Result<WrittenPack> {
+    fn pack_batch(&self, number: u32, batch: Vec<Found>) -> Result<Packed> {
+        if let Some(pack) = self.take_over(number, &batch)? {
+            return Ok(Packed::TakenOver(pack));
+        }
         let expected = batch
             .iter()
             .map(|found| found.member.size + 1536)
@@ -189,13 +218,14 @@ impl Packer {
             self.progress.add(bytes);
             self.check_stopped()
         };
-        self.write_pack(number, expected, |pack, read| {
+        let pack = self.write_pack(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;
                 read.push(file::read_into(pack, found, self.pages, &passed)?);
             }
             Ok(())
-        })
+        })?;
+        Ok(Packed::Written(pack))
     }
 
     /// Waits for the pack's last bytes and puts its index while this thread goes on with the
@@ -235,42 +265,65 @@ impl Packer {
         let mut read = Vec::new();
         let pack_key = keys::backup::pack(number);
         let object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
-        let mut text = Vec::new();
-        index::write(&mut text, &object.key, &object.summary.members)
-            .map_err(|error| Error::failed("cannot write an index").because(error))?;
-        let stored = self.frames.compressor()?.compress(&text)?;
+        let summary = &object.summary;
+        let (size, sha256) = (summary.stored_size, summary.sha256);
+        let index = self.index(number, &object.key, size, sha256, &summary.members)?;
         Ok(WrittenPack {
             object,
-            index: StoredObject {
-                key: keys::backup::index(number),
-                size: stored.len() as u64,
-                sha256: StoredDigest::of(&stored),
-            },
-            index_content: stored.into(),
+            index,
             read,
         })
+    }
+
+    pub(super) fn index(
+        &self,
+        number: u32,
+        pack: &str,
+        size: u64,
+        sha256: StoredDigest,
+        members: &[Member],
+    ) -> Result<Index> {
+        let made = Made {
+            seawall_version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: self.compression.level,
+            minimum_match: self.compression.minimum_match,
+            size,
+            sha256,
+        };
+        let mut text = Vec::new();
+        index::write(&mut text, pack, Some(made), members)
+            .map_err(|error| Error::failed("cannot write an index").because(error))?;
+        let stored = self.frames.compressor()?.compress(&text)?;
+        let object = StoredObject {
+            key: keys::backup::index(number),
+            size: stored.len() as u64,
+            sha256: StoredDigest::of(&stored),
+        };
+        Ok(Index {
+            object,
+            content: stored.into(),
+        })
+    }
+
+    pub(super) async fn put_index(&self, index: &Index) -> Result<()> {
+        let key = format!("{}/{}", self.directory, index.object.key);
+        Ok(self
+            .repository
+            .store()
+            .put(&key, index.content.clone())
+            .await?)
     }
 
     /// Waits until the pack is durable, and then puts its index.
     async fn finish_pack(&self, pack: WrittenPack) -> Result<DonePack> {
         let (summary, object) = finish_object(pack.object).await?;
-        let key = format!("{}/{}", self.directory, pack.index.key);
-        self.store.put(&key, pack.index_content).await?;
-        let files = summary
-            .members
-            .into_iter()
-            .filter(|member| member.kind == MemberKind::File)
-            .zip(pack.read.into_iter().flatten())
-            .map(|(member, read)| PackedFile {
-                member,
-                crc32c: read.crc32c,
-                damaged: read.damaged,
-            })
-            .collect();
-        Ok(DonePack {
-            objects: [object, pack.index],
-            files,
-        })
+        self.put_index(&pack.index).await?;
+        Ok(done_pack(
+            object,
+            pack.index.object,
+            summary.members,
+            pack.read,
+        ))
     }
 
     /// Writes one seekable tar object and waits until it is durable.
@@ -292,7 +345,11 @@ impl Packer {
     ) -> Result<WrittenObject> {
         let writer = {
             let _inside = self.runtime.enter();
-            ObjectWriter::new(&self.store, format!("{}/{key}", self.directory), expected)
+            ObjectWriter::new(
+                self.repository.store(),
+                format!("{}/{key}", self.directory),
+                expected,
+            )
         };
         let mut sink = |bytes| writer.write(bytes);
         let sink: &mut dyn FnMut(Bytes) -> Result<()> = &mut sink;
@@ -309,6 +366,29 @@ impl Packer {
             }),
             Err(error) => Err(self.runtime.block_on(writer.give_up(error))),
         }
+    }
+}
+
+pub(super) fn done_pack(
+    pack: StoredObject,
+    index: StoredObject,
+    members: Vec<Member>,
+    read: Vec<Option<file::FileRead>>,
+) -> DonePack {
+    let files = members
+        .into_iter()
+        .filter(|member| member.kind == MemberKind::File)
+        .zip(read.into_iter().flatten())
+        .map(|(member, read)| PackedFile {
+            member,
+            crc32c: read.crc32c,
+            damaged: read.damaged,
+        })
+        .collect();
+    DonePack {
+        objects: [pack, index],
+        files,
+        taken_over: false,
     }
 }
 

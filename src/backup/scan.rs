@@ -19,7 +19,7 @@ const BATCH_BYTES: u64 = 256 << 20;
 const BATCH_MEMBERS: usize = 16_384;
 
 /// A file or directory that belongs to the backup.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Found {
     /// As the index will say it, with the size at the time of the scan.
     pub member: Member,
@@ -51,13 +51,17 @@ pub fn tablespace_links(data_directory: &Path) -> Result<Vec<OsString>> {
 
 /// Walks the tree and hands over batch after batch, each one pack's worth, in the repository's
 /// [order](crate::repository::order). `pg_control` is left out: it is copied last, by whoever
-/// ends the backup.
-pub fn scan(tree: &Tree, mut batch: impl FnMut(Vec<Found>) -> Result<()>) -> Result<()> {
+/// ends the backup. A batch ends before every path for which `cut` is true.
+pub fn scan(
+    tree: &Tree,
+    cut: impl Fn(&str) -> bool,
+    mut batch: impl FnMut(Vec<Found>) -> Result<()>,
+) -> Result<()> {
     let mut current = Vec::new();
     let mut bytes = 0;
     let mut found = |found: Found| {
         let size = found.member.size;
-        if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS {
+        if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS || cut(&found.member.path) {
             bytes = 0;
             if !current.is_empty() {
                 batch(std::mem::take(&mut current))?;
@@ -213,10 +217,14 @@ mod tests {
             tablespaces: vec!["16399".into()],
         };
         let mut paths = Vec::new();
-        scan(&tree, |batch| {
-            paths.extend(batch.into_iter().map(|found| found.member.path));
-            Ok(())
-        })
+        scan(
+            &tree,
+            |_| false,
+            |batch| {
+                paths.extend(batch.into_iter().map(|found| found.member.path));
+                Ok(())
+            },
+        )
         .unwrap();
         paths.sort();
         paths
@@ -296,13 +304,17 @@ mod tests {
             tablespaces: Vec::new(),
         };
         let mut files = Vec::new();
-        scan(&tree, |batch| {
-            let of_files = batch
-                .into_iter()
-                .filter(|f| f.member.kind == MemberKind::File);
-            files.extend(of_files.map(|found| found.member.path));
-            Ok(())
-        })
+        scan(
+            &tree,
+            |_| false,
+            |batch| {
+                let of_files = batch
+                    .into_iter()
+                    .filter(|f| f.member.kind == MemberKind::File);
+                files.extend(of_files.map(|found| found.member.path));
+                Ok(())
+            },
+        )
         .unwrap();
         assert_eq!(files.len(), 7);
         assert!(
@@ -323,10 +335,14 @@ mod tests {
             tablespaces: Vec::new(),
         };
         let mut batches = 0;
-        scan(&tree, |_| {
-            batches += 1;
-            Ok(())
-        })
+        scan(
+            &tree,
+            |_| false,
+            |_| {
+                batches += 1;
+                Ok(())
+            },
+        )
         .unwrap();
         assert_eq!(batches, 1);
     }

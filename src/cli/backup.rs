@@ -1,5 +1,6 @@
 //! `seawall backup`.
 
+use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 
 use super::output::{print, print_json, size};
@@ -9,6 +10,7 @@ use crate::config::{Config, HumanDuration, RepositoryConfig};
 use crate::error::{Error, Exit, Result};
 use crate::repository::Repository;
 use crate::repository::keys::BackupKind;
+use crate::storage::Bandwidth;
 
 /// Take a base backup
 ///
@@ -25,12 +27,18 @@ pub struct BackupArgs {
     /// The repository to write to [default: the first that is no copy of another]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
-    /// Files that are read, compressed and uploaded at once [default: backup.jobs]
+    /// Threads that read and compress, and packs that are uploaded at once [default: backup.jobs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
     /// Wait for PostgreSQL's next checkpoint instead of asking for one at once
     #[arg(long)]
     pub spread_checkpoint: bool,
+    /// How much goes to the repository each second at most, `50MB` say [default: backup.bandwidth]
+    #[arg(long, value_name = "SIZE")]
+    pub bandwidth: Option<ByteSize>,
+    /// Compress and upload everything anew, whatever an interrupted backup has stored
+    #[arg(long)]
+    pub no_resume: bool,
     /// How long to wait for the backup's own WAL [default: backup.wal_timeout]
     #[arg(long, value_name = "DURATION")]
     pub wal_timeout: Option<HumanDuration>,
@@ -66,10 +74,15 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
         wal_timeout: args.wal_timeout.unwrap_or(config.backup.wal_timeout).0,
         fast: !args.spread_checkpoint,
         label: format!("seawall {}", BackupKind::Full),
+        resume: !args.no_resume,
     };
     let repository = target(&config, args.repository.as_deref())?;
     Ok(super::run(async {
-        let repository = &Repository::open(repository)?;
+        let mut repository = Repository::open(repository)?;
+        if let Some(limit) = args.bandwidth.or(config.backup.bandwidth) {
+            repository = repository.limited(Bandwidth::new(limit.0));
+        }
+        let repository = &repository;
         let client = connect(cluster).await?;
         let started = std::time::Instant::now();
         let marker = backup::full(&settings, &client, repository).await?;

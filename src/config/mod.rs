@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 
 pub use drill::{AmcheckScope, DrillConfig, SqlCheck};
@@ -146,8 +147,10 @@ impl Default for Compression {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackupConfig {
-    /// How many files are read, compressed and uploaded at once.
+    /// How many threads read and compress, and how many packs are uploaded at once.
     pub jobs: usize,
+    /// How many bytes a second go to the repository at most.
+    pub bandwidth: Option<ByteSize>,
     /// How long to wait until the backup's own WAL is in the repository.
     pub wal_timeout: HumanDuration,
 }
@@ -156,6 +159,7 @@ impl Default for BackupConfig {
     fn default() -> Self {
         Self {
             jobs: default_jobs(),
+            bandwidth: None,
             wal_timeout: HumanDuration::from_secs(600),
         }
     }
@@ -384,6 +388,9 @@ impl Config {
         }
         if self.backup.jobs == 0 || self.restore.jobs == 0 {
             return wrong("jobs must be at least 1".into());
+        }
+        if self.backup.bandwidth == Some(ByteSize(0)) {
+            return wrong("backup.bandwidth must be more than 0".into());
         }
         self.archive_ack
             .validate(self.push_targets().count())

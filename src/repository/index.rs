@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::FORMAT;
-use crate::digest::PlainDigest;
+use crate::digest::{PlainDigest, StoredDigest};
 use crate::error::{Error, Result};
 use crate::postgres::incremental;
 
@@ -19,6 +19,24 @@ pub struct IndexHeader {
     pub format: u32,
     /// The key of the pack, relative to the backup's directory.
     pub pack: String,
+    /// How the pack was made, and what it then was. Absent in what older versions wrote.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub made: Option<Made>,
+}
+
+/// What a pack was when it became durable: an index is put after its pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// By which version.
+    pub seawall_version: String,
+    /// zstd's level.
+    pub level: i32,
+    /// zstd's shortest match; 0: the level's.
+    pub minimum_match: u32,
+    /// Its size as stored.
+    pub size: u64,
+    /// SHA-256 of the stored bytes.
+    pub sha256: StoredDigest,
 }
 
 /// What a member of a pack is.
@@ -152,10 +170,16 @@ impl Member {
 }
 
 /// Writes the lines of an index.
-pub fn write<W: Write>(writer: &mut W, pack: &str, members: &[Member]) -> std::io::Result<()> {
+pub fn write<W: Write>(
+    writer: &mut W,
+    pack: &str,
+    made: Option<Made>,
+    members: &[Member],
+) -> std::io::Result<()> {
     let header = IndexHeader {
         format: FORMAT,
         pack: pack.to_owned(),
+        made,
     };
     serde_json::to_writer(&mut *writer, &header)?;
     writer.write_all(b"\n")?;
@@ -164,6 +188,16 @@ pub fn write<W: Write>(writer: &mut W, pack: &str, members: &[Member]) -> std::i
         writer.write_all(b"\n")?;
     }
     Ok(())
+}
+
+/// The first line of an index.
+///
+/// # Errors
+/// It is not there, or does not parse.
+pub fn header(text: &[u8]) -> Result<IndexHeader> {
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    serde_json::from_slice(line)
+        .map_err(|error| Error::failed("the first line of an index is damaged").because(error))
 }
 
 /// Reads the plain text of the index of `pack`, member by member.
@@ -247,7 +281,7 @@ mod tests {
             file,
         ];
         let mut text = Vec::new();
-        write(&mut text, "data/000001.tar.zst", &members).unwrap();
+        write(&mut text, "data/000001.tar.zst", None, &members).unwrap();
         let read: Vec<_> = read(&text[..], "data/000001.tar.zst")
             .unwrap()
             .map(Result::unwrap)
@@ -275,7 +309,7 @@ mod tests {
     #[test]
     fn an_index_of_another_pack_or_format_is_refused() {
         let mut text = Vec::new();
-        write(&mut text, "data/000001.tar.zst", &[]).unwrap();
+        write(&mut text, "data/000001.tar.zst", None, &[]).unwrap();
         assert!(read(&text[..], "data/000002.tar.zst").is_err());
         assert!(read(&b"{\"format\":2,\"pack\":\"p\"}\n"[..], "p").is_err());
         assert!(read(&b""[..], "p").is_err());

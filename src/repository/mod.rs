@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, RepositoryConfig};
 use crate::digest::StoredDigest;
 use crate::error::{Error, Result};
-use crate::storage::{Created, RetryPolicy, Store, StoreSettings};
+use crate::storage::{Bandwidth, Created, RetryPolicy, Store, StoreSettings};
 
 pub use system::{System, SystemRecord};
 
@@ -102,6 +102,14 @@ impl Repository {
             name: config.name.clone(),
             store: Store::open(&settings)?,
         })
+    }
+
+    /// The same repository, to which no more than that is written.
+    pub fn limited(&self, bandwidth: Bandwidth) -> Self {
+        Self {
+            name: self.name.clone(),
+            store: self.store.limited(bandwidth),
+        }
     }
 
     /// Opens the repositories called `names`, in that order, or all where none is named.

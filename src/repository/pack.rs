@@ -38,6 +38,8 @@ pub struct PackWriter<S> {
     filled: usize,
     /// Frames that are full and not yet stored, with their plain sizes.
     away: VecDeque<(usize, Frame)>,
+    /// False for a pack that is only looked at: its frames go nowhere.
+    stores: bool,
     /// Stored and plain size of each finished frame.
     frames: Vec<(u32, u32)>,
     plain: u64,
@@ -78,6 +80,7 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
             frame: helpers.buffer(),
             filled: 0,
             away: VecDeque::new(),
+            stores: true,
             helpers,
             frames: Vec::new(),
             plain: 0,
@@ -86,6 +89,18 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
             members: Vec::new(),
             open: None,
         })
+    }
+
+    /// A pack of which nothing is compressed or stored: for its [`members`](Self::members).
+    pub fn only_looking(helpers: Arc<Frames>, sink: S) -> Result<Self> {
+        let mut pack = Self::with_helpers(helpers, sink)?;
+        pack.stores = false;
+        Ok(pack)
+    }
+
+    /// What was added so far. Where a file is stored is known when the pack is finished.
+    pub fn members(&self) -> &[Member] {
+        &self.members
     }
 
     /// Adds a directory.
@@ -253,7 +268,7 @@ impl<S: FnMut(Bytes) -> Result<()>> PackWriter<S> {
     /// Compresses the frame, or has it compressed, and stores what is ready.
     fn end_frame(&mut self) -> Result<()> {
         let size = std::mem::take(&mut self.filled);
-        if size == 0 {
+        if size == 0 || !self.stores {
             return Ok(());
         }
         let frame = match self.helpers.offer(&mut self.frame, size) {

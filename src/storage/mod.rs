@@ -12,6 +12,7 @@
 //! A file operation that hangs is given up, but its thread can't be: a program that ends
 //! after one must leave by `std::process::exit`, or the runtime waits for the thread.
 
+mod bandwidth;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod conformance;
 mod delete;
@@ -45,6 +46,7 @@ use object_store::ObjectStore;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 
+pub use bandwidth::Bandwidth;
 pub use error::{ErrorKind, StorageError};
 pub use list::{Listing, ObjectInfo};
 pub use options::Options;
@@ -112,6 +114,7 @@ struct Inner {
     s3: Result<Arc<s3::Access>, String>,
     prefix: Path,
     retry: RetryPolicy,
+    bandwidth: Option<Arc<Bandwidth>>,
     retries: AtomicU64,
     requests: AtomicU64,
 }
@@ -133,6 +136,7 @@ impl Store {
                 s3: opened.s3,
                 prefix: opened.prefix,
                 retry: settings.retry,
+                bandwidth: None,
                 retries: AtomicU64::new(0),
                 requests: AtomicU64::new(0),
             }),
@@ -220,22 +224,44 @@ impl Store {
             .await
     }
 
+    /// This store, to which no more than that is written; what is read is not counted.
+    pub fn limited(&self, bandwidth: Bandwidth) -> Self {
+        let s3 = self.inner.s3.clone();
+        self.but(
+            Arc::clone(&self.inner.backend),
+            s3,
+            Some(Arc::new(bandwidth)),
+        )
+    }
+
     /// This store, with another backend in the place of its own (the fault store).
     pub(crate) fn with_backend(
         &self,
         wrap: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>,
+    ) -> Self {
+        let backend = wrap(Arc::clone(&self.inner.backend));
+        // What goes past the backend would go past its faults.
+        let s3 = Err("the store is wrapped".to_owned());
+        self.but(backend, s3, self.inner.bandwidth.clone())
+    }
+
+    fn but(
+        &self,
+        backend: Arc<dyn Backend>,
+        s3: Result<Arc<s3::Access>, String>,
+        bandwidth: Option<Arc<Bandwidth>>,
     ) -> Self {
         let inner = &self.inner;
         Self {
             inner: Arc::new(Inner {
                 url: inner.url.clone(),
                 provider: inner.provider,
-                backend: wrap(Arc::clone(&inner.backend)),
+                backend,
                 local: inner.local.clone(),
-                // What goes past the backend would go past its faults.
-                s3: Err("the store is wrapped".to_owned()),
+                s3,
                 prefix: inner.prefix.clone(),
                 retry: inner.retry,
+                bandwidth,
                 retries: AtomicU64::new(0),
                 requests: AtomicU64::new(0),
             }),
@@ -250,6 +276,13 @@ impl fmt::Debug for Store {
 }
 
 impl Inner {
+    /// Waits until so much more may be written.
+    async fn allow(&self, bytes: u64) {
+        if let Some(bandwidth) = &self.bandwidth {
+            bandwidth.take(bytes).await;
+        }
+    }
+
     /// The backend's name for a key. Keys that some store can't hold are refused by all.
     fn location(&self, action: &'static str, key: &str) -> Result<Path, StorageError> {
         let wrong =

@@ -84,6 +84,7 @@ impl Upload {
             return Err(self.error(ErrorKind::Other, "an earlier part failed"));
         }
         self.total += bytes.len() as u64;
+        self.store.inner.allow(bytes.len() as u64).await;
         while !bytes.is_empty() {
             let room = self.part_size - self.buffered;
             let piece = bytes.split_to(bytes.len().min(room));
@@ -114,7 +115,7 @@ impl Upload {
         }
         if self.id.is_none() {
             let body = self.take_buffer();
-            self.store.put_payload(&self.key, body).await?;
+            self.store.put_allowed(&self.key, body).await?;
             return Ok(self.total);
         }
         let result = self.complete().await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use object_store::{Error, GetOptions, GetRange, PutMode, PutOptions, PutPayload};
+use object_store::{Error, GetOptions, GetRange, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::error::{ErrorKind, Failure, StorageError};
 use super::judge::{certainly_absent, unclear_not_found};
@@ -48,7 +48,13 @@ impl Store {
         self.put_payload(key, body.into()).await
     }
 
-    pub(super) async fn put_payload(
+    async fn put_payload(&self, key: &str, body: PutPayload) -> Result<(), StorageError> {
+        self.inner.allow(body.content_length() as u64).await;
+        self.put_allowed(key, body).await
+    }
+
+    /// Writes what has waited for its turn already.
+    pub(super) async fn put_allowed(
         &self,
         key: &str,
         body: PutPayload,
@@ -199,6 +205,31 @@ impl Store {
             })
             .await?;
         Ok(found.and_then(|meta| ObjectInfo::new(inner, &meta)))
+    }
+
+    /// Copies an object within the store, which does it by itself: no byte passes through this
+    /// machine, and on local files both names are of one file from then on. `bytes` is its size.
+    ///
+    /// After `Ok(true)` the copy is complete and durable. `Ok(false)`: there is no `from`. What
+    /// a store cannot copy at once (S3: above 5 GB) is an error.
+    pub async fn copy(&self, from: &str, to: &str, bytes: u64) -> Result<bool, StorageError> {
+        const ACTION: &str = "copy";
+        let inner = &self.inner;
+        let (source, target) = (&inner.location(ACTION, from)?, inner.location(ACTION, to)?);
+        let target = &target;
+        let copied = inner
+            .run(ACTION, to, bytes, |_| async move {
+                match inner.backend.copy(source, target).await {
+                    Ok(()) => Ok(true),
+                    Err(error) if certainly_absent(&error) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            })
+            .await?;
+        if copied {
+            self.confirm_durable(to).await?;
+        }
+        Ok(copied)
     }
 
     /// Deletes an object; one that is absent is fine.

@@ -173,6 +173,7 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
         wal_timeout: Duration::from_secs(30),
         fast: true,
         label: "faults".into(),
+        resume: true,
     };
     runtime().block_on(async {
         let (mut whole, mut none) = (0, 0);

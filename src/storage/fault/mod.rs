@@ -340,7 +340,8 @@ impl ObjectStore for FaultStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
+        let work = self.inner.copy_opts(from, to, options);
+        Ok(self.call(Operation::Copy, to, work).await?.0)
     }
 }
 

@@ -58,6 +58,7 @@ words! {
     Operation {
         Any = "any", Get = "get", Head = "head", Put = "put", Delete = "delete", List = "list",
         Begin = "begin", Part = "part", Complete = "complete", Abort = "abort",
+        Copy = "copy",
     }
 }
 
