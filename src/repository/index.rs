@@ -171,7 +171,10 @@ pub fn write<W: Write>(writer: &mut W, pack: &str, members: &[Member]) -> std::i
 /// # Errors
 /// A header of a newer format or of another pack, a line that does not parse, and a path that
 /// would leave the directory it is restored to.
-pub fn read<R: BufRead>(reader: R, pack: &str) -> Result<impl Iterator<Item = Result<Member>>> {
+pub fn read<R: BufRead>(
+    reader: R,
+    pack: &str,
+) -> Result<impl Iterator<Item = Result<Member>> + use<R>> {
     let damaged = |line: usize, why: String| {
         Error::failed(format!(
             "the index of {pack} is damaged in line {line}: {why}"
