@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::file::{self, Pages};
+use super::incremental::{self, Baseline};
 use super::scan::{self, Found, Tree};
 use crate::config::Compression;
 use crate::digest::StoredDigest;
@@ -96,17 +97,23 @@ impl Packer {
         }
     }
 
+    /// Bytes of a page of the cluster.
+    pub fn block_size(&self) -> u32 {
+        self.pages.block_size
+    }
+
     /// Tells all threads to end soon, with an error.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Packs all of `tree` with `jobs` threads, and hands each finished pack to `done`.
-    /// Blocks; call it on a thread that may.
+    /// Packs all of `tree` with `jobs` threads, and hands each finished pack to `done`; of files
+    /// that the `baseline` knows what changed since. Blocks; call it on a thread that may.
     pub fn pack_tree(
         &self,
         tree: &Tree,
         jobs: usize,
+        mut baseline: Option<Baseline>,
         mut done: impl FnMut(DonePack) -> Result<()>,
     ) -> Result<()> {
         // A batch waits for each job at most: the scan never runs far ahead.
@@ -137,7 +144,14 @@ impl Packer {
                 });
             }
             let scanning = scope.spawn(move || {
-                scan::scan(tree, |batch| {
+                let block_size = self.pages.block_size;
+                let weigh = |found: &mut Found| {
+                    if let Some(baseline) = &mut baseline {
+                        found.basis = baseline.basis(found)?;
+                    }
+                    Ok(found.basis.weight(found.member.size, block_size))
+                };
+                scan::scan(tree, weigh, |batch| {
                     self.check_stopped()?;
                     batches
                         .send((self.next_number(), batch))
@@ -192,7 +206,11 @@ impl Packer {
         self.write_pack(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;
-                read.push(file::read_into(pack, found, self.pages, &passed)?);
+                let changed = incremental::file::read_into(pack, &found, self.pages, &passed)?;
+                read.push(match changed {
+                    None => file::read_into(pack, found, self.pages, &passed)?,
+                    changed => changed,
+                });
             }
             Ok(())
         })

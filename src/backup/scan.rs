@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::incremental::Basis;
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::layout::{self, EntryKind, Rule, UnloggedInDirectory};
-use crate::repository::index::{Member, MemberKind};
+use crate::repository::index::{FileIdentity, Member, MemberKind};
 
 /// A pack of several files aims at this many plain bytes; a larger file has one of its own.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -25,6 +26,8 @@ pub struct Found {
     pub member: Member,
     /// Where it lies on this host.
     pub source: PathBuf,
+    /// What is known of it before it is read.
+    pub basis: Basis,
 }
 
 /// Where a scan starts.
@@ -51,12 +54,17 @@ pub fn tablespace_links(data_directory: &Path) -> Result<Vec<OsString>> {
 
 /// Walks the tree and hands over batch after batch, each one pack's worth, in the repository's
 /// [order](crate::repository::order). `pg_control` is left out: it is copied last, by whoever
-/// ends the backup.
-pub fn scan(tree: &Tree, mut batch: impl FnMut(Vec<Found>) -> Result<()>) -> Result<()> {
+/// ends the backup. `weigh` sees each file in that order, and says how many bytes of it a pack
+/// will hold.
+pub fn scan(
+    tree: &Tree,
+    mut weigh: impl FnMut(&mut Found) -> Result<u64>,
+    mut batch: impl FnMut(Vec<Found>) -> Result<()>,
+) -> Result<()> {
     let mut current = Vec::new();
     let mut bytes = 0;
-    let mut found = |found: Found| {
-        let size = found.member.size;
+    let mut found = |mut found: Found| {
+        let size = weigh(&mut found)?;
         if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS {
             bytes = 0;
             if !current.is_empty() {
@@ -135,7 +143,15 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
                     let mut member = member(&path, &metadata)?;
                     member.kind = MemberKind::File;
                     member.size = metadata.len();
-                    found(Found { member, source })?;
+                    if layout::is_relation_path(&path) {
+                        member.identity = Some(identity(&metadata));
+                    }
+                    let basis = Basis::Nothing;
+                    found(Found {
+                        member,
+                        source,
+                        basis,
+                    })?;
                 }
             }
         }
@@ -184,7 +200,20 @@ fn directory_found(path: &Path, metadata: &Metadata, source: PathBuf) -> Result<
         let target = metadata_of_target(&source)?;
         member.mode = target.map_or(0o700, |target| target.permissions().mode() & 0o7777);
     }
-    Ok(Found { member, source })
+    Ok(Found {
+        member,
+        source,
+        basis: Basis::Nothing,
+    })
+}
+
+/// What tells a file from another that later takes its name.
+pub fn identity(metadata: &Metadata) -> FileIdentity {
+    let born = metadata.created().ok();
+    FileIdentity {
+        inode: metadata.ino(),
+        born: born.and_then(|born| Timestamp::try_from(born).ok()),
+    }
 }
 
 /// The index's line for `path`, as a directory of size 0.
@@ -206,6 +235,10 @@ mod tests {
     use super::*;
     use crate::repository::order;
 
+    fn weigh(found: &mut Found) -> Result<u64> {
+        Ok(found.member.size)
+    }
+
     fn paths(directory: &Path) -> Vec<String> {
         let tree = Tree {
             data_directory: directory.to_owned(),
@@ -213,7 +246,7 @@ mod tests {
             tablespaces: vec!["16399".into()],
         };
         let mut paths = Vec::new();
-        scan(&tree, |batch| {
+        scan(&tree, weigh, |batch| {
             paths.extend(batch.into_iter().map(|found| found.member.path));
             Ok(())
         })
@@ -296,7 +329,7 @@ mod tests {
             tablespaces: Vec::new(),
         };
         let mut files = Vec::new();
-        scan(&tree, |batch| {
+        scan(&tree, weigh, |batch| {
             let of_files = batch
                 .into_iter()
                 .filter(|f| f.member.kind == MemberKind::File);
@@ -323,7 +356,7 @@ mod tests {
             tablespaces: Vec::new(),
         };
         let mut batches = 0;
-        scan(&tree, |_| {
+        scan(&tree, weigh, |_| {
             batches += 1;
             Ok(())
         })

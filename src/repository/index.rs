@@ -65,6 +65,10 @@ pub struct Member {
     /// Of a relation's file: what tells it from a later one of the same name.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity: Option<FileIdentity>,
+    /// Of an incremental file: BLAKE3 of the whole file that it is of, where all of that was read
+    /// and a digest needed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub whole_digest: Option<PlainDigest>,
     /// Blocks whose page checksum was wrong, counted in the whole relation.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub damaged_blocks: Vec<u32>,
@@ -145,6 +149,7 @@ impl Member {
             crc32c: None,
             increment: None,
             identity: None,
+            whole_digest: None,
             damaged_blocks: Vec::new(),
             other: serde_json::Map::new(),
         }
