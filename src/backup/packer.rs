@@ -252,7 +252,12 @@ impl Packer {
     ) -> Result<WrittenPack> {
         let mut read = Vec::new();
         let pack_key = keys::backup::pack(number);
-        let object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
+        let mut object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
+        let members = object.summary.members.iter_mut();
+        let files = members.filter(|member| member.kind == MemberKind::File);
+        for (member, read) in files.zip(read.iter().flatten()) {
+            member.crc32c = Some(read.crc32c);
+        }
         let mut text = Vec::new();
         index::write(&mut text, &object.key, &object.summary.members)
             .map_err(|error| Error::failed("cannot write an index").because(error))?;
