@@ -7,11 +7,14 @@
 
 mod configuration;
 mod file;
+pub mod incremental;
+mod last;
 mod manifest;
 mod packer;
 mod resume;
 mod scan;
 mod server;
+mod sums;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -22,31 +25,40 @@ use jiff::Timestamp;
 
 use crate::config::Compression;
 use crate::error::{Error, IoContext, Result};
-use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{self, BackupLabel};
 use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
-use crate::postgres::sql::{BackupStop, Client};
+use crate::postgres::sql::Client;
+use crate::postgres::{Lsn, SegmentName};
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::leases::Work;
-use crate::repository::marker::{Marker, StoredObject, Tablespace};
+use crate::repository::marker::{Marker, Parent, Tablespace};
+use crate::repository::members::Members;
 use crate::repository::{FORMAT, Repository, System};
 use crate::wal::wait;
 
 use file::Pages;
+use incremental::parent::{Base, Choice};
+use incremental::{Baseline, Rule};
 use manifest::StreamedManifest;
-use packer::{DonePack, Packer};
+use packer::Packer;
 use resume::Earlier;
 use scan::Tree;
 use server::Source;
+use sums::Sums;
 
 /// What a backup needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The cluster's name in the repository.
     pub cluster: String,
+    /// Whether to take a full or an incremental backup. Where there is nothing that an
+    /// incremental one can be taken on top of, a full one is taken.
+    pub kind: BackupKind,
+    /// The backup that an incremental one is taken on top of, and no other.
+    pub parent: Option<BackupId>,
     /// The data directory on this host.
     pub data_directory: std::path::PathBuf,
     /// How objects are compressed.
@@ -63,48 +75,26 @@ pub struct Settings {
     pub resume: bool,
 }
 
-/// Damaged pages that the marker names; the indexes name all.
-const NAMED_DAMAGE: usize = 1000;
-
-/// What the packs of a backup add up to.
-#[derive(Debug, Default)]
-struct Sums {
-    objects: Vec<StoredObject>,
-    files: u64,
-    plain_bytes: u64,
-    damaged_pages: Vec<String>,
-    damaged_page_count: u64,
-    /// Packs of an interrupted backup, and their bytes as stored.
-    taken_over: (u64, u64),
+/// A backup that is complete.
+#[derive(Debug, serde::Serialize)]
+pub struct Taken {
+    /// What its marker says.
+    #[serde(flatten)]
+    pub marker: Marker,
+    /// Why it is a full one, where an incremental one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_because: Option<String>,
 }
 
-impl Sums {
-    fn add(&mut self, pack: &DonePack) {
-        if pack.taken_over {
-            self.taken_over.0 += 1;
-            self.taken_over.1 += pack.objects[0].size;
-        }
-        self.objects.extend(pack.objects.iter().cloned());
-        for file in &pack.files {
-            self.files += 1;
-            self.plain_bytes += file.member.size;
-            self.damaged_page_count += file.damaged;
-            for block in &file.member.damaged_blocks {
-                tracing::error!("page checksum is wrong: {} block {block}", file.member.path);
-                if self.damaged_pages.len() < NAMED_DAMAGE {
-                    self.damaged_pages
-                        .push(format!("{}: block {block}", file.member.path));
-                }
-            }
-        }
-    }
-}
-
-/// Takes a full base backup from the server's own files.
+/// Takes a base backup from the server's own files.
 ///
 /// After `Ok` the backup is complete in the repository, its WAL included. After an error, and
 /// after a kill at any point, there is no backup: objects without a marker count as nothing.
-pub async fn full(settings: &Settings, client: &Client, repository: &Repository) -> Result<Marker> {
+///
+/// # Errors
+/// Among others, with exit code 4: the [`parent`](Settings::parent) that is named is there, and
+/// cannot be one.
+pub async fn take(settings: &Settings, client: &Client, repository: &Repository) -> Result<Taken> {
     let source = server::inspect(client, &settings.data_directory).await?;
     let system = repository.system(&settings.cluster, source.control.system_id);
     system
@@ -118,33 +108,57 @@ pub async fn full(settings: &Settings, client: &Client, repository: &Repository)
         tracing::info!("removed {swept} unfinished files of writers that died");
     }
 
-    let id = BackupId::new(BackupKind::Full, Timestamp::now());
-    let earlier = match settings.resume {
+    let choice = match settings.kind {
+        BackupKind::Full => Choice::Full { because: None },
+        BackupKind::Incremental => {
+            incremental::parent::choose(client, &system, &source.control, settings).await?
+        }
+    };
+    let (base, full_because) = match choice {
+        Choice::On(base) => (Some(base), None),
+        Choice::Full { because } => (None, because),
+    };
+    let kind = match &base {
+        Some(_) => BackupKind::Incremental,
+        None => BackupKind::Full,
+    };
+    let id = BackupId::new(kind, Timestamp::now());
+    // An incremental backup has little to take over, and another parent's would be wrong.
+    let earlier = match settings.resume && base.is_none() {
         true => Earlier::find(&system, settings.compression).await,
         false => Earlier::default(),
     };
-    // Until it is committed, nothing but this says that the directory and its WAL are in use.
-    // What is taken over should stay until then, too.
+    // Until it is committed, nothing but this says that the directory and its WAL are in use,
+    // and so are those that it is taken on top of, or that it takes something over from.
+    let used = base.iter().flat_map(|base| &base.chain);
+    let used = used.chain(&earlier.backups).chain([&id]).cloned();
     let lease = repository
-        .lease(
-            &settings.cluster,
-            Work::Backup,
-            Some(system.id()),
-            earlier.backups.iter().chain([&id]).cloned(),
-        )
+        .lease(&settings.cluster, Work::Backup, Some(system.id()), used)
         .await;
-    let done = take(settings, client, &system, &source, id, earlier).await;
+    let done = match &base {
+        Some(base) => base.still_there(&system).await,
+        None => Ok(()),
+    };
+    let done = match done {
+        Ok(()) => run(settings, client, &system, &source, id, base, earlier).await,
+        Err(error) => Err(error),
+    };
     lease.release().await;
-    done
+    let marker = done?;
+    Ok(Taken {
+        marker,
+        full_because,
+    })
 }
 
 /// Takes the backup under its name, from the start to the marker.
-async fn take(
+async fn run(
     settings: &Settings,
     client: &Client,
     system: &System,
     source: &Source,
     id: BackupId,
+    base: Option<Base>,
     earlier: Earlier,
 ) -> Result<Marker> {
     let repository = system.repository();
@@ -157,6 +171,11 @@ async fn take(
         checksums: source.control.data_checksums,
         backup_start: start,
     };
+    let baseline = match &base {
+        Some(base) => Some(baseline(settings, client, system, source, base, start).await?),
+        None => None,
+    };
+    let change_rule = baseline.as_ref().map(|baseline| baseline.rule.name());
     let progress = Progress::new("backup", None);
     for id in &earlier.backups {
         tracing::info!("backup {id} was interrupted: what is still the same is taken over");
@@ -185,7 +204,8 @@ async fn take(
         tablespaces: scan::tablespace_links(&settings.data_directory)?,
     };
     let scanned = tree.tablespaces.clone();
-    let (mut sums, mut manifest) = pack_everything(&packer, tree, settings.jobs, manifest).await?;
+    let (mut sums, mut manifest) =
+        pack_everything(&packer, tree, settings.jobs, baseline, manifest).await?;
 
     let (packs, bytes) = sums.taken_over;
     if packs > 0 {
@@ -196,6 +216,11 @@ async fn take(
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;
     let stop = client.backup_stop().await?;
     let backup_label = BackupLabel::parse(&stop.label)?;
+    let parent = base.map(|base| base.parent);
+    let label_bytes = match &parent {
+        Some(parent) => label::with_parent(&stop.label, parent.timeline, parent.start_lsn),
+        None => stop.label.clone(),
+    };
     let mapped = label::parse_tablespace_map(&stop.tablespace_map)?;
     let is_mapped = |name: &OsString| {
         let oid = name.to_str().and_then(|name| name.parse().ok());
@@ -229,7 +254,8 @@ async fn take(
             settings.data_directory.clone(),
         );
         blocking(move || {
-            let pack = last_pack(&packer, &data, &control_bytes, &stop)?;
+            let map = &stop.tablespace_map;
+            let pack = last::pack(&packer, &data, &control_bytes, &label_bytes, map)?;
             manifest.add(&pack.files)?;
             let (configuration, paths) = configuration::store(&packer, &files)?;
             let manifest = manifest.finish(range)?;
@@ -239,7 +265,7 @@ async fn take(
     };
     let (pack, configuration, configuration_files, manifest) = last;
     progress.clear();
-    sums.add(&pack);
+    sums.add(&pack, control.block_size);
     sums.objects.extend(configuration);
     sums.objects.push(manifest);
     // A reader takes packs in order; they were finished in any.
@@ -264,9 +290,14 @@ async fn take(
     let marker = Marker {
         format: FORMAT,
         id: id.clone(),
-        kind: BackupKind::Full,
-        parent: None,
-        change_rule: None,
+        kind: id.kind(),
+        whole_bytes: parent.as_ref().map(|_| sums.whole_bytes),
+        parent: parent.map(|parent| Parent {
+            id: parent.id,
+            timeline: parent.timeline,
+            start_lsn: parent.start_lsn,
+        }),
+        change_rule,
         in_order: true,
         cluster: settings.cluster.clone(),
         system_id: control.system_id,
@@ -293,7 +324,6 @@ async fn take(
         logical_slots: source.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,
-        whole_bytes: None,
         stored_bytes: sums.objects.iter().map(|object| object.size).sum(),
         damaged_pages: sums.damaged_pages,
         damaged_page_count: sums.damaged_page_count,
@@ -304,18 +334,63 @@ async fn take(
     Ok(marker)
 }
 
+/// What the parent knows of the files, and by which rule the changed blocks are told.
+async fn baseline(
+    settings: &Settings,
+    client: &Client,
+    system: &System,
+    source: &Source,
+    base: &Base,
+    start: Lsn,
+) -> Result<Baseline> {
+    let parent = &base.parent;
+    if parent.start_lsn >= start {
+        return Err(Error::failed(format!(
+            "this backup would start at {start}, and its parent {} starts at {}",
+            parent.id, parent.start_lsn
+        ))
+        .hint("take it again after the server's next checkpoint"));
+    }
+    let summaries = source.control.major >= 17 && client.setting("summarize_wal").await? == "on";
+    let told = match summaries {
+        true => {
+            let (data, history) = (&settings.data_directory, &base.history);
+            incremental::summaries::changes(data, history, parent.start_lsn, start).await?
+        }
+        false => Err("summarize_wal is off".to_owned()),
+    };
+    let rule = match told {
+        Ok(changes) => Rule::WalSummaries(changes),
+        Err(why) => {
+            tracing::info!("every page is read and compared with the parent's start: {why}");
+            Rule::PageLsn {
+                every_change_is_logged: parent.data_checksums && source.control.data_checksums,
+            }
+        }
+    };
+    Ok(Baseline {
+        members: Members::new(system, parent)?,
+        start: parent.start_lsn,
+        rule,
+        block_size: source.control.block_size,
+        blocks_per_file: source.control.relation_segment_blocks,
+    })
+}
+
 /// Packs the tree on threads of its own; the manifest is written there, too.
 async fn pack_everything(
     packer: &Packer,
     tree: Tree,
     jobs: usize,
+    baseline: Option<Baseline>,
     mut manifest: StreamedManifest,
 ) -> Result<(Sums, StreamedManifest)> {
     let packing = packer.clone();
+    let block_size = packer.block_size();
     let task = blocking(move || {
         let mut sums = Sums::default();
-        packing.pack_tree(&tree, jobs, |pack| {
-            sums.add(&pack);
+        packing.pack_tree(&tree, jobs, baseline, |pack| {
+            sums.add(&pack, block_size);
             manifest.add(&pack.files)
         })?;
         Ok((sums, manifest))
@@ -333,36 +408,6 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.stop();
     }
-}
-
-/// `pg_control`, `backup_label` and `tablespace_map`, byte for byte.
-fn last_pack(
-    packer: &Packer,
-    data_directory: &Path,
-    control: &[u8],
-    stop: &BackupStop,
-) -> Result<DonePack> {
-    let control_path = data_directory.join(layout::CONTROL_FILE);
-    let metadata = std::fs::metadata(&control_path).on("look at", &control_path)?;
-    let mut members = vec![
-        (layout::CONTROL_FILE, control),
-        (layout::BACKUP_LABEL, &stop.label[..]),
-    ];
-    if !stop.tablespace_map.is_empty() {
-        members.push((layout::TABLESPACE_MAP, &stop.tablespace_map[..]));
-    }
-    packer.pack(1 << 20, |pack, read| {
-        for (path, content) in members {
-            let mut member = scan::member(Path::new(path), &metadata)?;
-            member.size = content.len() as u64;
-            pack.begin_file(member)?;
-            pack.write(content)?;
-            pack.end_file(Vec::new())?;
-            let crc32c = crc32c::crc32c(content);
-            read.push(Some(file::FileRead { crc32c, damaged: 0 }));
-        }
-        Ok(())
-    })
 }
 
 fn directory_mode(path: &Path) -> Result<u32> {

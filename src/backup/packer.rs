@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::file::{self, Pages};
+use super::incremental::{self, Baseline};
 use super::resume::Earlier;
 use super::scan::{self, Found, Tree};
 use crate::config::Compression;
@@ -116,17 +117,23 @@ impl Packer {
         }
     }
 
+    /// Bytes of a page of the cluster.
+    pub fn block_size(&self) -> u32 {
+        self.pages.block_size
+    }
+
     /// Tells all threads to end soon, with an error.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Packs all of `tree` with `jobs` threads, and hands each finished pack to `done`.
-    /// Blocks; call it on a thread that may.
+    /// Packs all of `tree` with `jobs` threads, and hands each finished pack to `done`; of files
+    /// that the `baseline` knows what changed since. Blocks; call it on a thread that may.
     pub fn pack_tree(
         &self,
         tree: &Tree,
         jobs: usize,
+        mut baseline: Option<Baseline>,
         mut done: impl FnMut(DonePack) -> Result<()>,
     ) -> Result<()> {
         // A batch waits for each job at most: the scan never runs far ahead.
@@ -162,8 +169,15 @@ impl Packer {
                 });
             }
             let scanning = scope.spawn(move || {
+                let block_size = self.pages.block_size;
+                let weigh = |found: &mut Found| {
+                    if let Some(baseline) = &mut baseline {
+                        found.basis = baseline.basis(found)?;
+                    }
+                    Ok(found.basis.weight(found.member.size, block_size))
+                };
                 let cut = |path: &str| self.earlier.begins_at(path);
-                scan::scan(tree, cut, |batch| {
+                scan::scan(tree, weigh, cut, |batch| {
                     self.check_stopped()?;
                     batches
                         .send((self.next_number(), batch))
@@ -221,7 +235,11 @@ impl Packer {
         let pack = self.write_pack(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;
-                read.push(file::read_into(pack, found, self.pages, &passed)?);
+                let changed = incremental::file::read_into(pack, &found, self.pages, &passed)?;
+                read.push(match changed {
+                    None => file::read_into(pack, found, self.pages, &passed)?,
+                    changed => changed,
+                });
             }
             Ok(())
         })?;
@@ -264,8 +282,13 @@ impl Packer {
     ) -> Result<WrittenPack> {
         let mut read = Vec::new();
         let pack_key = keys::backup::pack(number);
-        let object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
-        let summary = &object.summary;
+        let mut object = self.write_object(pack_key, expected, |pack| fill(pack, &mut read))?;
+        let summary = &mut object.summary;
+        let members = summary.members.iter_mut();
+        let files = members.filter(|member| member.kind == MemberKind::File);
+        for (member, read) in files.zip(read.iter().flatten()) {
+            member.crc32c = Some(read.crc32c);
+        }
         let (size, sha256) = (summary.stored_size, summary.sha256);
         let index = self.index(number, &object.key, size, sha256, &summary.members)?;
         Ok(WrittenPack {

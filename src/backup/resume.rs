@@ -186,9 +186,10 @@ impl Packer {
             }
         }
         let mut members = looked.members().to_vec();
-        for (now, earlier) in members.iter_mut().zip(earlier) {
+        for ((now, earlier), read) in members.iter_mut().zip(earlier).zip(&read) {
             now.frames = earlier.frames;
             now.stored = earlier.stored;
+            now.crc32c = read.map(|read| read.crc32c);
         }
         let taken = self.copy_pack(number, pack, members, read);
         match self.runtime.block_on(taken) {

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::incremental::Basis;
 use crate::error::{Error, IoContext, Result};
 use crate::postgres::layout::{self, EntryKind, Rule, UnloggedInDirectory};
-use crate::repository::index::{Member, MemberKind};
+use crate::repository::index::{FileIdentity, Member, MemberKind};
 
 /// A pack of several files aims at this many plain bytes; a larger file has one of its own.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -25,6 +26,8 @@ pub struct Found {
     pub member: Member,
     /// Where it lies on this host.
     pub source: PathBuf,
+    /// What is known of it before it is read.
+    pub basis: Basis,
 }
 
 /// Where a scan starts.
@@ -51,16 +54,18 @@ pub fn tablespace_links(data_directory: &Path) -> Result<Vec<OsString>> {
 
 /// Walks the tree and hands over batch after batch, each one pack's worth, in the repository's
 /// [order](crate::repository::order). `pg_control` is left out: it is copied last, by whoever
-/// ends the backup. A batch ends before every path for which `cut` is true.
+/// ends the backup. `weigh` sees each file in that order, and says how many bytes of it a pack
+/// will hold. A batch ends before every path for which `cut` is true.
 pub fn scan(
     tree: &Tree,
+    mut weigh: impl FnMut(&mut Found) -> Result<u64>,
     cut: impl Fn(&str) -> bool,
     mut batch: impl FnMut(Vec<Found>) -> Result<()>,
 ) -> Result<()> {
     let mut current = Vec::new();
     let mut bytes = 0;
-    let mut found = |found: Found| {
-        let size = found.member.size;
+    let mut found = |mut found: Found| {
+        let size = weigh(&mut found)?;
         if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS || cut(&found.member.path) {
             bytes = 0;
             if !current.is_empty() {
@@ -139,7 +144,15 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
                     let mut member = member(&path, &metadata)?;
                     member.kind = MemberKind::File;
                     member.size = metadata.len();
-                    found(Found { member, source })?;
+                    if layout::is_relation_path(&path) {
+                        member.identity = Some(identity(&metadata));
+                    }
+                    let basis = Basis::Nothing;
+                    found(Found {
+                        member,
+                        source,
+                        basis,
+                    })?;
                 }
             }
         }
@@ -188,7 +201,20 @@ fn directory_found(path: &Path, metadata: &Metadata, source: PathBuf) -> Result<
         let target = metadata_of_target(&source)?;
         member.mode = target.map_or(0o700, |target| target.permissions().mode() & 0o7777);
     }
-    Ok(Found { member, source })
+    Ok(Found {
+        member,
+        source,
+        basis: Basis::Nothing,
+    })
+}
+
+/// What tells a file from another that later takes its name.
+pub fn identity(metadata: &Metadata) -> FileIdentity {
+    let born = metadata.created().ok();
+    FileIdentity {
+        inode: metadata.ino(),
+        born: born.and_then(|born| Timestamp::try_from(born).ok()),
+    }
 }
 
 /// The index's line for `path`, as a directory of size 0.
@@ -210,6 +236,10 @@ mod tests {
     use super::*;
     use crate::repository::order;
 
+    fn weigh(found: &mut Found) -> Result<u64> {
+        Ok(found.member.size)
+    }
+
     fn paths(directory: &Path) -> Vec<String> {
         let tree = Tree {
             data_directory: directory.to_owned(),
@@ -219,6 +249,7 @@ mod tests {
         let mut paths = Vec::new();
         scan(
             &tree,
+            weigh,
             |_| false,
             |batch| {
                 paths.extend(batch.into_iter().map(|found| found.member.path));
@@ -306,6 +337,7 @@ mod tests {
         let mut files = Vec::new();
         scan(
             &tree,
+            weigh,
             |_| false,
             |batch| {
                 let of_files = batch
@@ -337,6 +369,7 @@ mod tests {
         let mut batches = 0;
         scan(
             &tree,
+            weigh,
             |_| false,
             |_| {
                 batches += 1;

@@ -9,7 +9,7 @@ use crate::backup::{self, Settings};
 use crate::config::{Config, HumanDuration, RepositoryConfig};
 use crate::error::{Error, Exit, Result};
 use crate::repository::Repository;
-use crate::repository::keys::BackupKind;
+use crate::repository::keys::{BackupId, BackupKind};
 use crate::storage::Bandwidth;
 
 /// Take a base backup
@@ -24,6 +24,9 @@ pub struct BackupArgs {
     /// The kind of backup
     #[arg(long, value_name = "KIND", default_value = "full")]
     pub kind: Kind,
+    /// The backup that an incremental one is taken on top of [default: the newest that fits]
+    #[arg(long, value_name = "ID")]
+    pub parent: Option<BackupId>,
     /// The repository to write to [default: the first that is no copy of another]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
@@ -52,28 +55,38 @@ pub struct BackupArgs {
 pub enum Kind {
     /// Every file whole
     Full,
-    /// What changed since the last backup (not in this version)
+    /// What changed since the last backup; a full one where there is none to build upon
     Incremental,
+}
+
+impl From<Kind> for BackupKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Full => Self::Full,
+            Kind::Incremental => Self::Incremental,
+        }
+    }
 }
 
 /// Takes the backup.
 pub fn run(args: &BackupArgs) -> Result<Exit> {
-    if args.kind == Kind::Incremental {
-        return Err(
-            Error::usage("this version takes no incremental backups").hint("use --kind full")
-        );
+    let kind = BackupKind::from(args.kind);
+    if args.parent.is_some() && kind == BackupKind::Full {
+        return Err(Error::usage("a full backup has no parent").hint("add --kind incremental"));
     }
     let config = args.common.load()?;
     let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
     become_cluster_owner(cluster)?;
     let settings = Settings {
         cluster: name.to_owned(),
+        kind,
+        parent: args.parent.clone(),
         data_directory: cluster.data_directory.clone(),
         compression: config.compression,
         jobs: args.jobs.map_or(config.backup.jobs, usize::from),
         wal_timeout: args.wal_timeout.unwrap_or(config.backup.wal_timeout).0,
         fast: !args.spread_checkpoint,
-        label: format!("seawall {}", BackupKind::Full),
+        label: format!("seawall {kind}"),
         resume: !args.no_resume,
     };
     let repository = target(&config, args.repository.as_deref())?;
@@ -85,16 +98,17 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
         let repository = &repository;
         let client = connect(cluster).await?;
         let started = std::time::Instant::now();
-        let marker = backup::full(&settings, &client, repository).await?;
+        let taken = backup::take(&settings, &client, repository).await?;
+        let marker = &taken.marker;
         if args.json {
-            print_json(&marker)?;
+            print_json(&taken)?;
         } else {
             print(&format!(
                 "backup {} is complete in {}: {} files, {}, stored as {}, in {:.1} s",
                 marker.id,
                 repository.place(),
                 marker.files,
-                size(marker.plain_bytes),
+                size(marker.restored_bytes()),
                 size(marker.stored_bytes),
                 started.elapsed().as_secs_f64()
             ));

@@ -15,8 +15,10 @@ use crate::copy::{Lag, lag_of};
 use crate::error::{Error, Exit, Result};
 use crate::postgres::{Lsn, SegmentName, SystemId, TimelineId};
 use crate::repository::catalogue::{Catalogue, Reach, Unreadable};
+use crate::repository::chain;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::line::Archived;
+use crate::repository::marker::{ChangeRule, Marker};
 use crate::repository::pins::StoredPin;
 use crate::repository::points::{self, PointScan, RestorePoint};
 use crate::repository::windows::Window;
@@ -105,6 +107,14 @@ struct ListedTimeline {
 struct ListedBackup {
     id: BackupId,
     kind: BackupKind,
+    /// What an incremental backup was taken on top of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<BackupId>,
+    /// Why it cannot be restored: part of its chain is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broken_chain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change_rule: Option<ChangeRule>,
     postgresql_major: u32,
     timeline: TimelineId,
     start_lsn: Lsn,
@@ -239,6 +249,11 @@ async fn list_system(
         .map(|(backup, window)| ListedBackup {
             id: backup.id.clone(),
             kind: backup.kind,
+            parent: parent_of(&catalogue, backup),
+            broken_chain: chain::of(&catalogue.backups, backup)
+                .err()
+                .map(|broken| broken.to_string()),
+            change_rule: backup.change_rule,
             postgresql_major: backup.major(),
             timeline: backup.timeline,
             start_lsn: backup.start_lsn,
@@ -246,7 +261,7 @@ async fn list_system(
             stop_time: backup.stop_time,
             wal: backup.wal,
             files: backup.files,
-            bytes: backup.plain_bytes,
+            bytes: backup.restored_bytes(),
             stored_bytes: backup.stored_bytes,
             damaged_pages: backup.damaged_page_count,
             reach: catalogue.reach(backup, &archived),
@@ -287,6 +302,14 @@ async fn list_system(
         scan,
         lag: None,
     })
+}
+
+/// What stands below an incremental backup now; where nothing does, what it names.
+fn parent_of(catalogue: &Catalogue, backup: &Marker) -> Option<BackupId> {
+    match chain::of(&catalogue.backups, backup) {
+        Ok(chain) => chain.get(1).map(|parent| parent.id.clone()),
+        Err(_) => backup.parent.as_ref().map(|parent| parent.id.clone()),
+    }
 }
 
 /// The pins of a backup that hold.

@@ -20,7 +20,7 @@ pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 pub struct ScheduleConfig {
     /// Full base backups.
     pub full: Option<String>,
-    /// Incremental base backups. Not in this version: refused.
+    /// Incremental base backups.
     pub incremental: Option<String>,
     /// Copies to the repositories that have `copy_from`: a crontab line, or `continuous`.
     /// Default: `continuous`.
@@ -41,6 +41,8 @@ pub struct ScheduleConfig {
 pub struct ScheduleLines {
     /// Full base backups.
     pub full: Option<Schedule>,
+    /// Incremental base backups.
+    pub incremental: Option<Schedule>,
     /// Copies; none: continuously.
     pub copy: Option<Schedule>,
     /// The deletion of what no rule keeps.
@@ -66,12 +68,6 @@ impl ScheduleConfig {
                 .map(|line| Schedule::parse(line, &zone).map_err(|why| format!("{field}: {why}")))
                 .transpose()
         };
-        if self.incremental.is_some() {
-            return Err(
-                "incremental: this version takes no incremental backups; remove the line, and give \"full\" one that comes as often as backups are wanted"
-                    .into(),
-            );
-        }
         let copy = self.copy.clone().filter(|line| line.trim() != CONTINUOUS);
         let jitter = self.jitter.map_or(Duration::ZERO, |jitter| jitter.0);
         if jitter > Duration::from_secs(86_400) {
@@ -79,6 +75,7 @@ impl ScheduleConfig {
         }
         Ok(ScheduleLines {
             full: read("full", &self.full)?,
+            incremental: read("incremental", &self.incremental)?,
             copy: read("copy", &copy)?,
             expire: read("expire", &self.expire)?,
             drill: read("drill", &self.drill)?,

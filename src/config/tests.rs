@@ -105,9 +105,9 @@ fn a_wrong_line_of_a_schedule_is_named_with_its_field_and_stops_only_the_daemon(
             "Berlin",
         ),
         (
-            "[schedule]\nincremental = \"@daily\"",
+            "[schedule]\nincremental = \"daily\"",
             "schedule.incremental",
-            "this version",
+            "fields",
         ),
         (
             "[schedule]\nfull = \"continuous\"",

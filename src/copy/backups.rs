@@ -1,12 +1,12 @@
 //! Bringing finished backups to a copy, the newest first: its first backup makes the copy
-//! useful. The marker comes last, by the same rule as where the backup was taken.
+//! useful. An incremental one comes behind those that it was taken on top of. The marker comes last, by the same rule as where the backup was taken.
 
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
 
 use super::objects::Arrived;
-use super::wanted::Backup;
+use super::wanted::{Backup, parents_first};
 use super::{Copier, SystemCopy, lock};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -24,7 +24,7 @@ impl Copier {
     /// # Errors
     /// One of the stores does not do its work now.
     pub(super) async fn backups(&self, of: &SystemCopy, wanted: &[Backup]) -> Result<()> {
-        for backup in wanted.iter().rev() {
+        for backup in parents_first(wanted) {
             let to = backup.start_lsn.segment(of.size);
             loop {
                 let mut wal = of.wal.lock().await;
@@ -72,6 +72,11 @@ impl Copier {
                 return Err(Error::failed(what).at(aim.place()));
             }
             None => {}
+        }
+        // Before anything of it is brought.
+        if let Some(lost) = aim.lost_chain(&marker).await? {
+            let what = format!("backup {} is of no use there yet: {lost}", marker.id);
+            return Err(Error::failed(what).at(aim.place()));
         }
         tracing::info!(
             "copying backup {} from {} to {}",

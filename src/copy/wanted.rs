@@ -23,6 +23,8 @@ pub struct Backup {
     pub timeline: TimelineId,
     /// Where recovery from it starts.
     pub start_lsn: Lsn,
+    /// Of an incremental backup: where its parent starts.
+    pub parent: Option<(TimelineId, Lsn)>,
 }
 
 /// What a destination wants.
@@ -247,8 +249,35 @@ impl Backup {
             id: marker.id.clone(),
             timeline: marker.timeline,
             start_lsn: marker.start_lsn,
+            parent: marker.parent.as_ref().map(|p| (p.timeline, p.start_lsn)),
         }
     }
+}
+
+/// The newest first, but each incremental backup behind those that it was taken on top of: a
+/// child without its chain is no backup.
+pub fn parents_first(backups: &[Backup]) -> Vec<&Backup> {
+    let mut ordered: Vec<&Backup> = Vec::new();
+    for backup in backups.iter().rev() {
+        let mut chain = vec![backup];
+        while let Some(parent) = chain.last().and_then(|last| last.parent) {
+            // Starts go down along a chain: it has an end, whatever markers say.
+            let is_parent = |other: &&Backup| {
+                (other.timeline, other.start_lsn) == parent
+                    && chain.last().is_some_and(|l| other.start_lsn < l.start_lsn)
+            };
+            match backups.iter().find(is_parent) {
+                Some(parent) => chain.push(parent),
+                None => break,
+            }
+        }
+        for link in chain.into_iter().rev() {
+            if !ordered.contains(&link) {
+                ordered.push(link);
+            }
+        }
+    }
+    ordered
 }
 
 #[cfg(test)]
@@ -257,12 +286,34 @@ mod tests {
     use crate::repository::keys::BackupKind;
 
     #[test]
+    fn the_newest_comes_first_and_an_incremental_one_behind_all_that_it_stands_on() {
+        let backup = |start: u64, parent: Option<u64>| Backup {
+            id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
+            timeline: TimelineId::FIRST,
+            start_lsn: Lsn(start),
+            parent: parent.map(|parent| (TimelineId::FIRST, Lsn(parent))),
+        };
+        let all = [
+            backup(10, None),
+            backup(20, Some(10)),
+            backup(30, None),
+            backup(40, Some(20)),
+            // Its parent is gone, and one says that it is its own ancestor.
+            backup(50, Some(45)),
+            backup(60, Some(60)),
+        ];
+        let starts: Vec<u64> = parents_first(&all).iter().map(|b| b.start_lsn.0).collect();
+        assert_eq!(starts, [60, 50, 10, 20, 40, 30]);
+    }
+
+    #[test]
     fn what_the_destination_removed_comes_again_only_where_its_rules_would_keep_it() {
         let size = SegmentSize::DEFAULT;
         let backup = |segment: u64| Backup {
             id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
             timeline: TimelineId::FIRST,
             start_lsn: size.start_of(segment),
+            parent: None,
         };
         let all = [backup(30), backup(4), backup(9)];
         let starts = |removed: &[(u64, u64)], withheld: Withheld| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::operation::{Operation, Task};
+use super::operation::Task;
 use crate::config::LONGEST_RETRY;
 use crate::error::Exit;
 use crate::time::signed;
@@ -106,7 +106,7 @@ impl Record {
             // can tell: one that was due, waited or failed must not be lost with the old line.
             // Of the others nobody knows: they begin with their next time, and what fails is
             // tried again.
-            self.handled = (task.job.operation != Operation::Full).then_some(now);
+            self.handled = (!task.job.operation.is_backup()).then_some(now);
             self.waiting = None;
             self.line = line;
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::daemon::operation::Job;
+use crate::daemon::operation::Operation;
 use crate::schedule::Schedule;
 
 const MINUTE: Duration = Duration::from_secs(60);

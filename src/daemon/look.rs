@@ -70,7 +70,7 @@ async fn look_closely(config: &Config, job: &Job, due: Timestamp) -> Result<Look
     if let Some(found) = result_since(&repository, cluster, job, due).await? {
         return Ok(Look::Done(found));
     }
-    if job.operation == Operation::Full
+    if job.operation.is_backup()
         && let Some(look) = server(cluster).await
     {
         return Ok(look);
@@ -120,11 +120,14 @@ async fn result_since(
 ) -> Result<Option<String>> {
     let period = Period::since(due, Timestamp::now());
     match job.operation {
-        Operation::Full => {
+        Operation::Full | Operation::Incremental => {
             let control = ControlFile::read(&cluster.data_directory)?;
             let system = repository.system(&job.cluster, control.system_id);
             for id in system.backup_ids().await?.into_iter().rev() {
-                if id.kind() != BackupKind::Full || !period.holds(id.as_str()) {
+                // A full one does what an incremental one would.
+                let counts =
+                    job.operation == Operation::Incremental || id.kind() == BackupKind::Full;
+                if !counts || !period.holds(id.as_str()) {
                     continue;
                 }
                 if let Some(Ok(_)) = system.marker_if_finished(&id).await? {
@@ -189,7 +192,7 @@ async fn somebody_at_it(repository: &Repository, job: &Job, claim: &Held) -> Res
             continue;
         }
         let same = match lease.work {
-            Work::Backup => job.operation == Operation::Full,
+            Work::Backup => job.operation.is_backup(),
             Work::Copy => job.operation == Operation::Copy,
             // One at a time on a host, as many as there are hosts.
             Work::Drill => false,

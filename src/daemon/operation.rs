@@ -2,7 +2,8 @@
 //!
 //! **What must not overlap.** Of one cluster, never two runs of the same operation. `expire`
 //! waits for a base backup or a scheduled copy of its cluster: not for safety, for that
-//! leases and tombstones are there, but since it decides by what is finished. Nothing waits for
+//! leases and tombstones are there, but since it decides by what is finished. An incremental
+//! backup waits for a full one of its cluster, and is then taken care of. Nothing waits for
 //! `expire`. Drills take a host's memory and disk, so there is one at a time on a host; they
 //! may run beside everything else, and so may continuous copies and heartbeats.
 
@@ -22,6 +23,8 @@ use crate::schedule::Schedule;
 pub enum Operation {
     /// A full base backup into the first repository that is no copy.
     Full,
+    /// An incremental one, there.
+    Incremental,
     /// What the copies lack.
     Copy,
     /// The deletion of what no rule keeps.
@@ -59,10 +62,18 @@ pub enum Continuous {
     Heartbeat,
 }
 
+impl Operation {
+    /// Whether it takes a base backup.
+    pub fn is_backup(self) -> bool {
+        matches!(self, Self::Full | Self::Incremental)
+    }
+}
+
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full => "full",
+            Self::Incremental => "incremental",
             Self::Copy => "copy",
             Self::Expire => "expire",
             Self::Drill => "drill",
@@ -94,7 +105,7 @@ impl Job {
 
     /// The repository that it is about, where it is about one: the first that is no copy.
     pub fn repository(&self, config: &Config) -> Option<String> {
-        let one = matches!(self.operation, Operation::Full | Operation::Drill);
+        let one = self.operation.is_backup() || self.operation == Operation::Drill;
         let near = config.push_targets().next().filter(|_| one);
         near.map(|repository| repository.name.clone())
     }
@@ -102,7 +113,7 @@ impl Job {
     /// The words of its command, but for the configuration.
     pub fn words(&self, config: &Config) -> Vec<String> {
         let verb = match self.operation {
-            Operation::Full => "backup",
+            Operation::Full | Operation::Incremental => "backup",
             Operation::Copy => "copy",
             Operation::Expire => "expire",
             Operation::Drill => "drill",
@@ -110,6 +121,9 @@ impl Job {
         let mut words = vec![verb.to_owned(), "--cluster".into(), self.cluster.clone()];
         if let Some(repository) = self.repository(config) {
             words.extend(["--repository".to_owned(), repository]);
+        }
+        if self.operation == Operation::Incremental {
+            words.extend(["--kind".to_owned(), "incremental".to_owned()]);
         }
         if self.operation == Operation::Drill {
             // For the report.
@@ -125,7 +139,11 @@ impl Job {
                 Operation::Drill => other.operation != Operation::Drill,
                 Operation::Expire => {
                     other.cluster != self.cluster
-                        || !matches!(other.operation, Operation::Full | Operation::Copy)
+                        || !(other.operation.is_backup() || other.operation == Operation::Copy)
+                }
+                // What is due at once with a full one is done with that.
+                Operation::Incremental => {
+                    other.cluster != self.cluster || other.operation != Operation::Full
                 }
                 Operation::Full | Operation::Copy => true,
             })
@@ -149,6 +167,7 @@ pub fn tasks(config: &Config, host: &str) -> Result<Vec<Task>> {
         let copies = config.repository.iter().any(|r| r.copy_from.is_some());
         let scheduled = [
             (Operation::Full, lines.full),
+            (Operation::Incremental, lines.incremental),
             (Operation::Copy, lines.copy.filter(|_| copies)),
             (Operation::Expire, lines.expire),
             (Operation::Drill, lines.drill),
@@ -211,6 +230,7 @@ mod tests {
         full = "@weekly"
         drill = "@daily"
         expire = "@daily"
+        incremental = "@hourly"
         jitter = "1h"
         [heartbeat]
         interval = "1m"
@@ -232,6 +252,7 @@ mod tests {
             names,
             [
                 "main full",
+                "main incremental",
                 "main expire",
                 "main drill",
                 "other full",
@@ -242,6 +263,11 @@ mod tests {
         assert_eq!(
             words,
             ["backup", "--cluster", "main", "--repository", "near"]
+        );
+        let words = job("main", Operation::Incremental).words(&config);
+        assert_eq!(
+            words[3..],
+            ["--repository", "near", "--kind", "incremental"]
         );
         let never_ends = continuous(&config).unwrap();
         assert_eq!(
@@ -264,28 +290,31 @@ mod tests {
         assert_eq!(delays("a"), delays("a"));
         assert_ne!(delays("a"), delays("b"));
         assert!(
-            delays("a")[..3]
+            delays("a")[..4]
                 .iter()
                 .all(|delay| (0..=3600).contains(delay))
         );
         assert_ne!(delays("a")[0], delays("a")[1]);
         // The schedule of `other` has no jitter.
-        assert_eq!(delays("a")[3..], [0, 0]);
+        assert_eq!(delays("a")[4..], [0, 0]);
     }
 
     #[test]
     fn what_must_not_overlap_waits_and_the_rest_does_not() {
-        use Operation::{Copy, Drill, Expire, Full};
+        use Operation::{Copy, Drill, Expire, Full, Incremental};
         let may = |one, other| {
             let running = BTreeSet::from([other]);
             Job::may_begin(&one, &running)
         };
-        for operation in [Full, Copy, Expire, Drill] {
+        for operation in [Full, Incremental, Copy, Expire, Drill] {
             assert!(!may(job("main", operation), job("main", operation)));
             assert!(may(job("main", Full), job("other", operation)));
         }
         assert!(!may(job("main", Expire), job("main", Full)));
         assert!(!may(job("main", Expire), job("main", Copy)));
+        assert!(!may(job("main", Expire), job("main", Incremental)));
+        assert!(!may(job("main", Incremental), job("main", Full)));
+        assert!(may(job("main", Incremental), job("other", Full)));
         assert!(may(job("main", Expire), job("other", Full)));
         assert!(may(job("main", Full), job("main", Expire)));
         assert!(!may(job("main", Drill), job("other", Drill)));

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::postgres::SegmentName;
 use crate::postgres::control::ControlFile;
 use crate::repository::catalogue::Catalogue;
+use crate::repository::chain;
 use crate::repository::health::{self, Illness, Needed, Survey};
 use crate::repository::{Repository, System, keys};
 use crate::storage::CreateOnly;
@@ -273,6 +274,15 @@ fn backups_of(
             ),
             "take another: this one cannot be restored",
         );
+    }
+    for backup in &catalogue.backups {
+        if let Err(broken) = chain::of(&catalogue.backups, backup) {
+            findings.problem(
+                subject,
+                format!("backup {} cannot be restored: {broken}", backup.id),
+                "take a full one: seawall backup; find out what deletes there",
+            );
+        }
     }
     if newest.damaged_page_count > 0 {
         findings.problem(

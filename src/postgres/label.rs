@@ -58,6 +58,14 @@ impl BackupLabel {
     }
 }
 
+/// The label of an incremental backup: `label` with the two lines that name where its parent
+/// starts, as PostgreSQL's own base backup writes them (17 and later). A server does not start
+/// with them.
+pub fn with_parent(label: &[u8], timeline: TimelineId, start: Lsn) -> Vec<u8> {
+    let lines = format!("INCREMENTAL FROM LSN: {start}\nINCREMENTAL FROM TLI: {timeline}\n");
+    [label, lines.as_bytes()].concat()
+}
+
 impl BackupHistory {
     /// Reads a `.backup` history file.
     pub fn parse(content: &[u8]) -> Result<Self, FormatError> {

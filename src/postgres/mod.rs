@@ -14,6 +14,7 @@ pub mod label;
 pub mod layout;
 pub mod lsn;
 pub mod manifest;
+pub mod page;
 pub mod recovery;
 pub mod sql;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub mod wal_chain;
 pub mod wal_file;
 pub mod wal_page;
 pub mod wal_records;
+pub mod wal_summary;
 
 pub use lsn::{Lsn, SegmentSize, SystemId, TimelineId};
 pub use wal_file::{SegmentName, WalFileName};

@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::catalogue::Catalogue;
+use super::keys::{BackupId, BackupKind};
 use super::leases::LEASE_TIME;
 use super::marker::Marker;
-use super::{System, to_json};
+use super::{System, chain, to_json};
 use crate::error::{Error, Result};
 use crate::storage::Created;
 
@@ -105,6 +107,38 @@ impl System {
         })
     }
 
+    /// Which of the `links` of a chain is about to be deleted, or gone.
+    pub async fn lost_link(&self, links: &[BackupId]) -> Result<Option<String>> {
+        let tombstones = self.repository().tombstones(self.cluster()).await?;
+        for id in links {
+            let mut all = tombstones.read.iter();
+            if let Some((key, _)) = all.find(|(_, t)| t.names_backup(self.id(), id)) {
+                return Ok(Some(format!(
+                    "{key} says that backup {id} is to be deleted"
+                )));
+            }
+            if self.marker_if_finished(id).await?.is_none() {
+                return Ok(Some(format!("backup {id} is not there any more")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What of the chain of an incremental backup is about to be deleted, or gone.
+    pub async fn lost_chain(&self, marker: &Marker) -> Result<Option<String>> {
+        if marker.kind == BackupKind::Full {
+            return Ok(None);
+        }
+        let others = Catalogue::load(self).await?.backups;
+        match chain::of(&others, marker) {
+            Err(broken) => Ok(Some(broken.to_string())),
+            Ok(links) => {
+                let links: Vec<BackupId> = links[1..].iter().map(|l| l.id.clone()).collect();
+                self.lost_link(&links).await
+            }
+        }
+    }
+
     /// What keeps a backup from being one. The order matters: a tombstone is taken
     /// away only after what it names is gone.
     async fn what_is_lost(&self, marker: &Marker) -> Result<Option<String>> {
@@ -113,6 +147,9 @@ impl System {
             if let Some(named) = tombstone.names(marker) {
                 return Ok(Some(format!("{key} says that {named} is to be deleted")));
             }
+        }
+        if let Some(lost) = self.lost_chain(marker).await? {
+            return Ok(Some(lost));
         }
         self.what_is_missing(marker).await
     }
@@ -209,7 +246,7 @@ pub(super) mod tests {
     use super::*;
     use crate::postgres::{SegmentName, SegmentSize, SystemId, WalFileName};
     use crate::repository::Repository;
-    use crate::repository::keys::{BackupId, BackupKind, WalObject};
+    use crate::repository::keys::WalObject;
     use crate::repository::tombstones::{DoomedBackup, Tombstone};
     use crate::storage::Store;
 

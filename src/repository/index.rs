@@ -83,6 +83,10 @@ pub struct Member {
     /// Of a relation's file: what tells it from a later one of the same name.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity: Option<FileIdentity>,
+    /// Of an incremental file: BLAKE3 of the whole file that it is of, where all of that was read
+    /// and a digest needed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub whole_digest: Option<PlainDigest>,
     /// Blocks whose page checksum was wrong, counted in the whole relation.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub damaged_blocks: Vec<u32>,
@@ -163,6 +167,7 @@ impl Member {
             crc32c: None,
             increment: None,
             identity: None,
+            whole_digest: None,
             damaged_blocks: Vec::new(),
             other: serde_json::Map::new(),
         }
@@ -205,7 +210,10 @@ pub fn header(text: &[u8]) -> Result<IndexHeader> {
 /// # Errors
 /// A header of a newer format or of another pack, a line that does not parse, and a path that
 /// would leave the directory it is restored to.
-pub fn read<R: BufRead>(reader: R, pack: &str) -> Result<impl Iterator<Item = Result<Member>>> {
+pub fn read<R: BufRead>(
+    reader: R,
+    pack: &str,
+) -> Result<impl Iterator<Item = Result<Member>> + use<R>> {
     let damaged = |line: usize, why: String| {
         Error::failed(format!(
             "the index of {pack} is damaged in line {line}: {why}"

@@ -21,6 +21,7 @@ pub mod keys;
 pub mod leases;
 pub mod line;
 pub mod marker;
+pub mod members;
 pub mod order;
 pub mod pack;
 pub mod pins;

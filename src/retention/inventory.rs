@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::postgres::history::TimelineHistory;
 use crate::postgres::{SegmentSize, SystemId, TimelineId};
 use crate::repository::catalogue::Catalogue;
+use crate::repository::chain;
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::line::Archived;
 use crate::repository::marker::{FoldedObjects, Marker};
@@ -58,9 +59,13 @@ pub struct BackupState {
     pub marker: Marker,
     /// When it ended: by the server's clock, and no later than the marker was stored.
     pub ended: Timestamp,
-    /// Whether all its objects are listed, with their sizes, and its own WAL.
+    /// Whether all its objects are listed, with their sizes, and its own WAL; and of an
+    /// incremental one the objects of all that it was taken on top of.
     pub restorable: bool,
-    /// Whether it counts: a full one without damaged pages, complete and with its own WAL.
+    /// Whether it is restorable and holds no damaged page.
+    pub sound: bool,
+    /// Whether it counts by itself: a full one that is sound. Whoever counted incremental ones
+    /// as well could be left without a single full one.
     pub good: bool,
 }
 
@@ -117,12 +122,13 @@ impl SystemInventory {
         for (id, directory) in directories {
             if let Some((marker, named)) = markers.remove(&id) {
                 let marked = directory.marked.unwrap_or(directory.newest);
-                let restorable = (directory.objects == named || holds_all_of(system, &id).await?)
-                    && has_own_wal(&marker, &archived, size);
+                let complete = directory.objects == named || holds_all_of(system, &id).await?;
+                let own_wal = has_own_wal(&marker, &archived, size);
                 backups.push(BackupState {
                     ended: marker.stop_time.min(marked),
-                    restorable,
-                    good: restorable && counts(&marker),
+                    restorable: complete && own_wal,
+                    sound: complete,
+                    good: false,
                     marker,
                 });
             } else if directory.marked.is_none() {
@@ -130,6 +136,7 @@ impl SystemInventory {
                 unfinished.push(Unfinished { id, newest });
             }
         }
+        judge(&mut backups);
         Ok(Self {
             id: system.id(),
             first_seen: catalogue.record.first_seen,
@@ -192,9 +199,19 @@ fn has_own_wal(marker: &Marker, archived: &Archived, size: SegmentSize) -> bool 
     })
 }
 
-/// Whether a backup counts that can be restored: a full one without damaged pages.
-fn counts(marker: &Marker) -> bool {
-    marker.kind == BackupKind::Full && marker.damaged_page_count == 0
+/// Says of each backup what it is worth, given the others. Until then `restorable` speaks of its
+/// own objects and WAL, and `sound` of its own objects.
+fn judge(backups: &mut [BackupState]) {
+    let markers: Vec<Marker> = backups.iter().map(|b| b.marker.clone()).collect();
+    let complete = backups.iter().filter(|backup| backup.sound);
+    let complete: BTreeSet<BackupId> = complete.map(|b| b.marker.id.clone()).collect();
+    for (backup, marker) in backups.iter_mut().zip(&markers) {
+        let chain = chain::of(&markers, marker);
+        let whole = chain.is_ok_and(|links| links.iter().all(|l| complete.contains(&l.id)));
+        backup.restorable &= whole;
+        backup.sound = backup.restorable && marker.damaged_page_count == 0;
+        backup.good = backup.sound && marker.kind == BackupKind::Full;
+    }
 }
 
 /// What is listed below the directory of one backup.

@@ -83,6 +83,13 @@ impl Line {
         backups.filter(|backup| system.backups[*backup].good)
     }
 
+    /// Those that can be restored and hold no damage, by position: also incremental ones.
+    pub fn sound<'a>(&'a self, inventory: &'a Inventory) -> impl Iterator<Item = usize> + 'a {
+        let system = &inventory.systems[self.system];
+        let backups = self.backups.iter().copied();
+        backups.filter(|backup| system.backups[*backup].sound)
+    }
+
     /// A backup of it.
     pub fn state<'a>(&self, inventory: &'a Inventory, backup: usize) -> &'a BackupState {
         &inventory.systems[self.system].backups[backup]

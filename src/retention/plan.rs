@@ -137,7 +137,7 @@ pub fn plan(inventory: &Inventory, circumstances: &Circumstances<'_>) -> Plan {
     keep_used(&mut keeps, inventory, &lines, circumstances);
     keep_for_others(&mut keeps, inventory, circumstances);
     keep_unreplaced(&mut keeps, inventory, &lines, circumstances);
-    rules::keep_chains(&mut keeps, inventory, &lines);
+    rules::keep_chains(&mut keeps, inventory);
     let systems = 0..inventory.systems.len();
     Plan {
         systems: systems

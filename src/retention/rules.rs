@@ -12,7 +12,8 @@ use super::inventory::Inventory;
 use super::lines::{Line, Which};
 use crate::config::RetentionConfig;
 use crate::postgres::Lsn;
-use crate::repository::keys::BackupKind;
+use crate::repository::chain;
+use crate::repository::marker::Marker;
 use crate::repository::segments::SegmentSet;
 
 /// What is kept, and why.
@@ -99,7 +100,7 @@ pub fn by_rules(
         }
     }
     keep_periods(&mut keeps, inventory, lines, rules);
-    keep_chains(&mut keeps, inventory, lines);
+    keep_chains(&mut keeps, inventory);
     keeps
 }
 
@@ -207,7 +208,8 @@ fn keep_full(keeps: &mut Keeps, inventory: &Inventory, lines: &[Line], line: &Li
     }
 }
 
-/// The newest good backup of each hour, day, week, month and year, with its own WAL alone. The
+/// The newest sound backup of each hour, day, week, month and year, with its own WAL alone: an
+/// incremental one counts, since it stays with all that it was taken on top of. The
 /// newest lines of all systems count together; another line that is alive counts by itself, so
 /// that what was left never pushes out what goes on.
 fn keep_periods(keeps: &mut Keeps, inventory: &Inventory, lines: &[Line], rules: &RetentionConfig) {
@@ -231,7 +233,7 @@ fn keep_periods_of(
         // The newest system comes first; within a line the later one replaces the earlier.
         for line in lines {
             let mut own: BTreeMap<Period, Which> = BTreeMap::new();
-            for backup in line.good(inventory) {
+            for backup in line.sound(inventory) {
                 let ended = line.state(inventory, backup).ended;
                 own.insert(Period::of(period, ended), (line.system, backup));
             }
@@ -283,23 +285,31 @@ impl std::fmt::Display for Period {
     }
 }
 
-/// An incremental backup is worth nothing without what it was taken on top of: of its line all
-/// from the newest full backup before it on.
-pub fn keep_chains(keeps: &mut Keeps, inventory: &Inventory, lines: &[Line]) {
-    for line in lines {
-        let mut needed_by = None;
-        for backup in line.backups.iter().rev() {
-            let marker = &line.state(inventory, *backup).marker;
-            let which = (line.system, *backup);
-            if let Some(by) = &needed_by {
-                keeps.with_own_wal(inventory, which, format!("backup {by} needs it"));
-            }
-            match marker.kind {
-                BackupKind::Full => needed_by = None,
-                BackupKind::Incremental if keeps.backups.contains_key(&which) => {
-                    needed_by.get_or_insert_with(|| marker.id.clone());
+/// An incremental backup is worth nothing without what it was taken on top of: with each that is
+/// kept its whole chain stays, wherever that lies.
+pub fn keep_chains(keeps: &mut Keeps, inventory: &Inventory) {
+    for (at, system) in inventory.systems.iter().enumerate() {
+        let markers: Vec<Marker> = system.backups.iter().map(|b| b.marker.clone()).collect();
+        let mut kept: Vec<usize> = keeps
+            .backups
+            .keys()
+            .filter(|which| which.0 == at)
+            .map(|which| which.1)
+            .collect();
+        // The newest speaks for all between it and the full one.
+        kept.sort_by_key(|number| std::cmp::Reverse(markers[*number].start_lsn));
+        let mut needed = BTreeSet::new();
+        for number in kept {
+            let by = &markers[number];
+            let Ok(chain) = chain::of(&markers, by) else {
+                continue;
+            };
+            for link in &chain[1..] {
+                let of_link = markers.iter().position(|marker| marker.id == link.id);
+                if let Some(link) = of_link.filter(|link| needed.insert(*link)) {
+                    let why = format!("backup {} needs it", by.id);
+                    keeps.with_own_wal(inventory, (at, link), why);
                 }
-                BackupKind::Incremental => {}
             }
         }
     }

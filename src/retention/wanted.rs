@@ -78,6 +78,7 @@ fn add(system: &mut SystemInventory, other: &SystemInventory) {
         {
             Some(known) => {
                 known.good |= backup.good;
+                known.sound |= backup.sound;
                 known.restorable |= backup.restorable;
             }
             None => system.backups.push(backup.clone()),

@@ -243,6 +243,36 @@ fn a_damaged_object_of_a_backup_keeps_that_backup_away_and_no_other() {
 }
 
 #[test]
+fn a_copy_never_holds_an_incremental_backup_without_all_that_it_stands_on() {
+    let (site, far, _scratch) = with_copy(&[]);
+    let full = site.backup();
+    let incremental = || {
+        write(&site, 1);
+        let call = site.seawall("backup").args(["--kind", "incremental"]);
+        call.arg("--json").run().success().json()
+    };
+    let links = [incremental(), incremental()];
+    let pack = site.near.keys_with(".tar.zst");
+    let id = full["id"].as_str().unwrap();
+    let pack = pack.iter().find(|key| key.contains(id)).unwrap().clone();
+    let whole = site.near.flip(&pack, site.near.bytes(&pack).len() / 2);
+    let output = site.seawall("copy").arg("--json").run().exits_with(1);
+    let copied = output.json()["repositories"][0]["copied"].clone();
+    assert_eq!(copied["backups"], serde_json::json!([]), "{copied}");
+    assert!(far.keys_with("/backup.json").is_empty());
+    assert!(
+        far.keys_with("-incr-").is_empty(),
+        "nothing of them is brought in vain"
+    );
+
+    site.near.put_back(&pack, &whole);
+    let done = copy(&site);
+    let order = [&full["id"], &links[0]["id"], &links[1]["id"]];
+    assert_eq!(done["copied"]["backups"], serde_json::json!(order));
+    assert_eq!(contents(&site.near), contents(&far));
+}
+
+#[test]
 fn another_repository_serves_what_the_source_holds_damaged() {
     let (site, far, _scratch) = with_copy(&[("other", "near")]);
     site.backup();

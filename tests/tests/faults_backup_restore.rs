@@ -13,7 +13,7 @@ use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::postgres::sql::Client;
 use seawall::repository::Repository;
 use seawall::repository::catalogue::Request;
-use seawall::repository::keys::BackupId;
+use seawall::repository::keys::{BackupId, BackupKind};
 use seawall::storage::RetryPolicy;
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
@@ -167,6 +167,8 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
     let url = format!("file://{}", site.near.root().display());
     let settings = backup::Settings {
         cluster: "main".into(),
+        kind: BackupKind::Full,
+        parent: None,
         data_directory: site.cluster.data().to_owned(),
         compression: Compression::default(),
         jobs: 2,
@@ -188,14 +190,15 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                 let around = Surroundings::of_process();
                 let to = ConnectionString::parse(&text, &around).unwrap();
                 let client = Client::connect(&to).await.unwrap();
-                let taken = backup::full(&settings, &client, &faulty).await;
+                let taken = backup::take(&settings, &client, &faulty).await;
                 let system = near.systems("main").await.unwrap().remove(0).0;
                 let mut finished = Vec::new();
                 for id in system.backup_ids().await.unwrap() {
                     finished.extend(system.marker(&id).await.unwrap());
                 }
-                if let Ok(marker) = &taken {
-                    assert!(finished.iter().any(|one| one.id == marker.id), "{case}");
+                if let Ok(taken) = &taken {
+                    let id = &taken.marker.id;
+                    assert!(finished.iter().any(|one| one.id == *id), "{case}");
                 }
                 // One whose last answers were lost may be there though it was not said.
                 assert!(finished.len() <= 1, "{case}");

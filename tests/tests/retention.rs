@@ -2,7 +2,6 @@
 //! afterwards, by PostgreSQL's own word, and what nobody needs is gone.
 
 use nix::sys::signal::Signal;
-use seawall::digest::StoredDigest;
 use seawall_tests::postgres::Builder;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
@@ -68,9 +67,15 @@ fn gaps(output: &Output) -> bool {
 
 /// Lets a backup run up to where it waits for its WAL, which does not come.
 fn waiting_backup(site: &mut Site) -> seawall_tests::process::Running {
+    waiting(site, "full")
+}
+
+/// The same with a backup of that kind.
+fn waiting(site: &mut Site, kind: &str) -> seawall_tests::process::Running {
     site.cluster.configure("archive_command", "exit 1");
     site.cluster.reload();
-    let running = site.seawall("backup").start();
+    let call = site.seawall("backup").args(["--kind", kind]);
+    let running = call.start();
     wait_until("it waits for WAL", PATIENCE, || {
         running.stderr().contains("waiting for WAL")
     });
@@ -365,38 +370,69 @@ fn after_an_upgrade_the_newest_backups_stay_and_the_old_system_goes_when_it_is_c
 }
 
 #[test]
-fn incremental_backups_never_count_as_full_ones() {
+fn incremental_backups_never_count_as_full_ones_and_stay_as_long_as_their_chain_is_needed() {
     let site = site(&[("full", "1")]);
     let full = site.backup();
-    // What a later version would have taken on top of it.
-    for n in 0..2 {
-        let name = format!("20991231T23595{n}Z-incr-0000000{n}");
-        for key in site.near.keys_with(&id(&full)) {
-            let bytes = match key.ends_with("backup.json") {
-                false => site.near.bytes(&key),
-                true => {
-                    let text = String::from_utf8(site.near.bytes(&key)).unwrap();
-                    let text = text.replace(&id(&full), &name);
-                    let text = text.replace("\"kind\": \"full\"", "\"kind\": \"incremental\"");
-                    let (before, _) = text.rsplit_once("  \"sha256\": ").unwrap();
-                    let seal = StoredDigest::of(before.as_bytes());
-                    format!("{before}  \"sha256\": \"{seal}\"\n}}\n").into_bytes()
-                }
-            };
-            let key = key.replace(&id(&full), &name);
-            let path = site.near.path(&key);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            site.near.put_back(&key, &bytes);
-        }
-    }
+    let one = incremental(&site);
+    let two = incremental(&site);
     expire(&site);
-    let done = expire(&site);
-    assert_eq!(
-        done["deleted_backups"].as_array().unwrap().len(),
-        0,
-        "{done:#}"
-    );
-    assert!(backups(&site).contains(&id(&full)));
+    expire(&site);
+    assert_eq!(backups(&site), sorted([&full, &one, &two]));
+
+    let newer = site.backup();
+    site.seawall("pin")
+        .args([&id(&one), "--reason", "audit"])
+        .run()
+        .success();
+    expire(&site);
+    expire(&site);
+    assert_eq!(backups(&site), sorted([&full, &one, &newer]));
+    site.seawall("unpin").arg(id(&one)).run().success();
+    expire(&site);
+    expire(&site);
+    assert_eq!(backups(&site), [id(&newer)]);
+}
+
+fn incremental(site: &Site) -> Value {
+    let call = site.seawall("backup").args(["--kind", "incremental"]);
+    let taken = call.arg("--json").run().success().json();
+    assert_eq!(taken["kind"], "incremental", "{taken}");
+    taken
+}
+
+#[test]
+fn while_an_incremental_backup_runs_nothing_that_it_stands_on_goes() {
+    let mut site = site(&[("full", "1")]);
+    let full = site.backup();
+    let mut running = waiting(&mut site, "incremental");
+    running.signal(Signal::SIGSTOP);
+    archive_again(&mut site);
+    let newer = site.backup();
+    expire(&site);
+    expire(&site);
+    assert_eq!(backups(&site), sorted([&full, &newer]));
+    running.signal(Signal::SIGCONT);
+    running.wait().success();
+    assert_eq!(backups(&site).len(), 3);
+}
+
+#[test]
+fn an_incremental_backup_that_slept_until_its_parent_was_deleted_does_not_become_one() {
+    let mut site = site(&[("full", "1")]);
+    let full = site.backup();
+    let mut running = waiting(&mut site, "incremental");
+    running.signal(Signal::SIGSTOP);
+    archive_again(&mut site);
+    let newer = site.backup();
+    end_leases(&site);
+    expire(&site);
+    assert_eq!(backups(&site), sorted([&full, &newer]), "only named");
+    end_leases(&site);
+    expire(&site);
+    assert_eq!(backups(&site), [id(&newer)]);
+    running.signal(Signal::SIGCONT);
+    running.wait().exits_with(1).says("was not committed");
+    assert_eq!(backups(&site), [id(&newer)]);
 }
 
 #[test]

@@ -80,6 +80,11 @@ fn print_backups(backups: &[ListedBackup]) {
         print(&table(&header, rows.collect()));
     }
     for backup in backups {
+        if let Some(why) = &backup.broken_chain {
+            print(&format!("NOT RESTORABLE: {}: {why}", backup.id));
+        } else if let Some(parent) = &backup.parent {
+            print(&format!("{} is on top of {parent}", backup.id));
+        }
         for pin in &backup.pins {
             let until = pin
                 .until

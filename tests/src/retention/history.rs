@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use seawall::config::{HumanDuration, RetentionConfig};
 use seawall::postgres::{Lsn, SegmentName, WalFileName};
+use seawall::repository::keys::BackupId;
 use seawall::repository::leases::{LEASE_TIME, Lease, Work};
 use seawall::repository::pins::Pin;
 use seawall::repository::{FORMAT, Repository, System};
@@ -184,7 +185,12 @@ impl History {
         }
         let now = self.world.now();
         let digits: u32 = self.chance.random();
-        let id = format!("{}-full-{digits:08x}", now.strftime("%Y%m%dT%H%M%SZ"));
+        let parent = match self.chance.random_bool(0.4) {
+            true => self.parent(start).await,
+            false => None,
+        };
+        let kind = parent.map_or("full", |_| "incr");
+        let id = format!("{}-{kind}-{digits:08x}", now.strftime("%Y%m%dT%H%M%SZ"));
         let backup = Backup {
             id: id.parse().expect("an id"),
             start: Place {
@@ -195,6 +201,7 @@ impl History {
             stop: Lsn(last * SIZE.bytes() + 4096),
             ended: now,
             damaged: self.chance.random_bool(0.1),
+            parent,
             acknowledged: Rc::default(),
         };
         let marker = self.world.marker(&backup);
@@ -203,11 +210,20 @@ impl History {
         let acknowledged = Rc::clone(&backup.acknowledged);
         self.world.backups.push(backup);
         let with_lease = self.chance.random_bool(0.7);
+        let links = parent.map_or(Vec::new(), |parent| self.world.chain(parent));
+        let links = links.iter().map(|at| self.world.backups[*at].id.clone());
+        let links: Vec<BackupId> = links.collect();
         let work = async move {
             let lease = match with_lease {
-                true => Some(take_lease(&target, Work::Backup, now, &marker.id).await),
+                true => {
+                    let used = [&links[..], std::slice::from_ref(&marker.id)].concat();
+                    Some(take_lease(&target, Work::Backup, now, &used).await)
+                }
                 false => None,
             };
+            if !matches!(target.lost_link(&links).await, Ok(None)) {
+                return;
+            }
             for key in DATA {
                 let key = format!("{}/{key}", target.keys().backup(&marker.id));
                 let put = target.store().put(&key, CONTENT.to_vec().into()).await;
@@ -222,6 +238,23 @@ impl History {
         };
         let actor = Actor::new(format!("backup {id}"), gate, work);
         self.act(actor, 14);
+    }
+
+    /// The newest backup that one of the current timeline can be taken on top of.
+    async fn parent(&self, start: u64) -> Option<usize> {
+        let seen = promises::look(&self.world, 0).await;
+        let fits = |at: &usize| {
+            let backup = &self.world.backups[*at];
+            let (system, stop) = (backup.start.system, backup.stop);
+            backup.start.segment < start
+                && system == self.world.current.0
+                && self
+                    .world
+                    .is_on_line(backup.start.timeline, stop, self.world.current)
+                && self.world.chain(*at).iter().all(|l| seen.whole.contains(l))
+        };
+        let fitting = seen.whole.iter().copied().filter(fits);
+        fitting.max_by_key(|at| self.world.backups[*at].start.segment)
     }
 
     async fn promote(&mut self) {
@@ -413,7 +446,10 @@ async fn copy(
                 target.store().put(&info.key, bytes).await?;
             }
         }
-        for backup in &state.backups {
+        let mut in_order: Vec<_> = state.backups.iter().collect();
+        // Parents come before their children.
+        in_order.sort_by_key(|backup| backup.marker.start_lsn);
+        for backup in in_order {
             let marker = &backup.marker;
             if !wanted.backups.contains(&marker.id) || target.marker(&marker.id).await?.is_some() {
                 continue;
@@ -422,7 +458,11 @@ async fn copy(
             let Some(marker) = source.marker(&marker.id).await? else {
                 continue;
             };
-            let lease = take_lease(&target, Work::Copy, now, &marker.id).await;
+            if target.lost_chain(&marker).await?.is_some() {
+                continue;
+            }
+            let own = std::slice::from_ref(&marker.id);
+            let lease = take_lease(&target, Work::Copy, now, own).await;
             for key in DATA {
                 let key = format!("{}/{key}", target.keys().backup(&marker.id));
                 if let Some(bytes) = source.store().get_limited(&key, 1 << 20).await? {
@@ -443,18 +483,13 @@ async fn copy(
 }
 
 /// A lease that nobody renews. Returns its key.
-async fn take_lease(
-    system: &System,
-    work: Work,
-    now: Timestamp,
-    id: &seawall::repository::keys::BackupId,
-) -> String {
+async fn take_lease(system: &System, work: Work, now: Timestamp, used: &[BackupId]) -> String {
     let lease = Lease {
         format: FORMAT,
         work,
         system_id: Some(system.id()),
-        backups: [id.clone()].into(),
-        holder: format!("model-{id}"),
+        backups: used.iter().cloned().collect(),
+        holder: format!("model-{}", used.last().map_or("", BackupId::as_str)),
         since: now,
         until: now + LEASE_TIME,
         other: serde_json::Map::new(),

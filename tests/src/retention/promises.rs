@@ -91,6 +91,7 @@ impl Seen {
             let backup = &world.backups[at];
             let end = Lsn((to.segment + 1) * SIZE.bytes());
             !backup.damaged
+                && world.chain(at).iter().all(|link| self.whole.contains(link))
                 && backup.start.system == to.system
                 && backup.stop <= end
                 && world.is_on_line(backup.start.timeline, backup.stop, (to.system, to.timeline))
@@ -131,25 +132,46 @@ impl Promises {
             let backup = &world.backups[*at];
             !backup.damaged && backup.acknowledged.borrow().contains(&repository)
         };
+        let acknowledged_at_all = |at: &&usize| {
+            world.backups[**at]
+                .acknowledged
+                .borrow()
+                .contains(&repository)
+        };
         let must = |backup: usize, why: &str| {
+            let chain = world.chain(backup);
             assert!(
-                seen.whole.contains(&backup) && seen.has_own_wal(world, backup),
-                "{name}: backup {} must be there, {why}",
+                chain.iter().all(|link| seen.whole.contains(link))
+                    && seen.has_own_wal(world, backup),
+                "{name}: backup {} must be there with its chain, {why}",
                 world.backups[backup].id
             );
         };
+        // Whoever has acknowledged it never leaves an incremental backup without its chain.
+        for at in seen.whole.iter().filter(|at| acknowledged_at_all(at)) {
+            for link in world.chain(*at) {
+                assert!(
+                    seen.whole.contains(&link),
+                    "{name}: backup {} is there without {}",
+                    world.backups[*at].id,
+                    world.backups[link].id
+                );
+            }
+        }
         for (backup, until) in &self.pins {
             if until.is_none_or(|until| until > world.now()) {
                 must(*backup, "since it is pinned");
             }
         }
         // All that ever counted, in order, on the line of production and of systems before it.
-        let good = |at: &usize| {
+        let sound = |at: &usize| {
             !world.backups[*at].damaged && (acknowledged(at) || seen.whole.contains(at))
         };
-        let mut path: Vec<usize> = (0..world.backups.len()).filter(good).collect();
-        path.retain(|at| on_path(world, *at));
-        path.sort_by_key(|at| (world.backups[*at].start.system, world.backups[*at].stop));
+        let mut sound: Vec<usize> = (0..world.backups.len()).filter(sound).collect();
+        sound.retain(|at| on_path(world, *at));
+        sound.sort_by_key(|at| (world.backups[*at].start.system, world.backups[*at].stop));
+        let mut path = sound.clone();
+        path.retain(|at| world.backups[*at].is_good());
         let mut oldest_full: Option<usize> = None;
         if rules.has_rules() {
             let full = rules.full.unwrap_or(1) as usize;
@@ -168,11 +190,11 @@ impl Promises {
                     continue;
                 };
                 let mut newest: BTreeMap<String, usize> = BTreeMap::new();
-                for at in &path {
+                for at in &sound {
                     newest.insert(bucket(number, world.backups[*at].ended), *at);
                 }
                 let newest = newest.into_values().rev().take(count as usize).collect();
-                for at in self.still(period, &path, &newest) {
+                for at in self.still(period, &sound, &newest) {
                     if acknowledged(&at) {
                         must(at, period);
                     }
@@ -276,11 +298,13 @@ pub async fn nothing_unneeded(world: &World, repository: usize, promises: &Promi
                 && world.is_on_line(backup.start.timeline, backup.stop, *line)
         });
         on_line.sort_by_key(|at| world.backups[*at].stop);
-        let good = on_line
+        let sound = on_line
             .iter()
             .copied()
             .filter(|at| !world.backups[*at].damaged);
-        let good: Vec<usize> = good.collect();
+        let sound: Vec<usize> = sound.collect();
+        let mut good = sound.clone();
+        good.retain(|at| world.backups[*at].is_good());
         let full = rules.full.unwrap_or(1).max(1) as usize;
         let mut kept: BTreeSet<usize> = good.iter().rev().take(full).copied().collect();
         if let Some(begin) = begin {
@@ -296,10 +320,11 @@ pub async fn nothing_unneeded(world: &World, repository: usize, promises: &Promi
         let newer = on_line.iter().filter(|at| {
             good.is_empty() || oldest.is_some_and(|oldest| world.backups[**at].stop >= oldest)
         });
-        wanted.extend(newer.filter(|at| world.backups[**at].damaged || kept.contains(at)));
+        // So does what is incremental.
+        wanted.extend(newer.filter(|at| !world.backups[**at].is_good() || kept.contains(at)));
         for (number, count) in rules.periods().into_iter().enumerate() {
             let mut newest: BTreeMap<String, usize> = BTreeMap::new();
-            for at in &good {
+            for at in &sound {
                 newest.insert(bucket(number, world.backups[*at].ended), *at);
             }
             let count = count.unwrap_or(0) as usize;
@@ -308,6 +333,9 @@ pub async fn nothing_unneeded(world: &World, repository: usize, promises: &Promi
         wanted.extend(kept);
     }
     wanted.extend(promises.pins.keys());
+    let chains = wanted.iter().flat_map(|at| world.chain(*at));
+    let chains: Vec<usize> = chains.collect();
+    wanted.extend(chains);
     for at in &seen.whole {
         let id = &world.backups[*at].id;
         assert!(

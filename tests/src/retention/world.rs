@@ -52,8 +52,22 @@ pub struct Backup {
     pub ended: Timestamp,
     /// Whether pages of it are damaged.
     pub damaged: bool,
+    /// Of an incremental one: what it was taken on top of.
+    pub parent: Option<usize>,
     /// The repositories that acknowledged it, by their numbers.
     pub acknowledged: Rc<RefCell<Vec<usize>>>,
+}
+
+impl Backup {
+    /// Where it starts.
+    pub fn start_lsn(&self) -> Lsn {
+        Lsn(self.start.segment * SIZE.bytes() + 40)
+    }
+
+    /// Whether it counts by itself: a full one without damage.
+    pub fn is_good(&self) -> bool {
+        !self.damaged && self.parent.is_none()
+    }
 }
 
 /// One repository of the world.
@@ -223,17 +237,34 @@ impl World {
         false
     }
 
+    /// A backup and all that it was taken on top of, the newest first.
+    pub fn chain(&self, backup: usize) -> Vec<usize> {
+        let links = std::iter::successors(Some(backup), |at| self.backups[*at].parent);
+        links.collect()
+    }
+
     /// The marker of a backup.
     pub fn marker(&self, backup: &Backup) -> Marker {
         let timeline = timeline_id(backup.start.timeline);
-        let start = Lsn(backup.start.segment * SIZE.bytes() + 40);
+        let start = backup.start_lsn();
         let last = backup.stop.previous_segment(SIZE);
         let object =
             |key: &str| serde_json::json!({"key": key, "size": 4, "sha256": "0".repeat(64)});
         let marker = serde_json::json!({
             "format": 1,
             "id": backup.id,
-            "kind": "full",
+            "kind": match backup.parent {
+                Some(_) => "incremental",
+                None => "full",
+            },
+            "parent": backup.parent.map(|at| {
+                let parent = &self.backups[at];
+                serde_json::json!({
+                    "id": parent.id,
+                    "timeline": timeline_id(parent.start.timeline),
+                    "start_lsn": parent.start_lsn(),
+                })
+            }),
             "cluster": CLUSTER,
             "system_id": SystemId(9_000 - backup.start.system as u64),
             "server_version_num": 150_018,
