@@ -28,6 +28,7 @@ pub mod pins;
 pub mod plan;
 pub mod points;
 pub mod scan;
+pub mod seek_table;
 pub mod segments;
 mod system;
 mod tar_header;
