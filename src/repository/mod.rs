@@ -34,6 +34,7 @@ mod system;
 mod tar_header;
 pub mod timeline_wal;
 pub mod tombstones;
+pub mod waiter;
 pub mod wal_objects;
 pub mod windows;
 

@@ -92,6 +92,7 @@ fn settings(
         tablespaces: Tablespaces::Mapped(args.tablespace.clone()),
         waldir: args.waldir.clone(),
         force: args.force,
+        delta: args.delta,
         jobs: config.restore.jobs,
         restore_command: RestoreCommand {
             program: siblings::path_of("seawall-fetch")?,
