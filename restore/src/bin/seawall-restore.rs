@@ -160,6 +160,8 @@ fn print(args: &RestoreArgs, settings: &Settings, restored: &Restored) -> Result
             "files": restored.files,
             "bytes": restored.plain_bytes,
             "fetched_bytes": restored.fetched_bytes,
+            "kept_files": restored.kept_files,
+            "kept_bytes": restored.kept_bytes,
             "seconds": seconds,
             "phases": restored.phases,
             "release_archiving": restored.release,
@@ -176,6 +178,13 @@ fn print(args: &RestoreArgs, settings: &Settings, restored: &Restored) -> Result
         restored.files,
         restored.plain_bytes
     );
+    if restored.kept_files > 0 {
+        let _ = writeln!(
+            out,
+            "{} files were right already, {} bytes",
+            restored.kept_files, restored.kept_bytes
+        );
+    }
     let _ = writeln!(
         out,
         "start it (PostgreSQL {}): it recovers on timeline {}; archived WAL ends at {}",

@@ -13,7 +13,7 @@ use super::walk::Pack;
 use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::postgres::incremental::IncrementalHeader;
-use crate::repository::index::Member;
+use crate::repository::index::{FileIdentity, Member};
 
 /// A file as it is to be, and the members that it is made of.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub struct ChainFile {
     pub modified: Timestamp,
     /// BLAKE3 of its bytes, where one backup holds it whole.
     pub digest: Option<PlainDigest>,
+    /// What tells it from a later file of the same name, where the newest backup says it.
+    pub identity: Option<FileIdentity>,
+    /// Blocks that any of the backups found damaged, counted in the whole relation.
+    pub damaged_blocks: Vec<u32>,
     /// Newest first. All but the last hold some blocks, the last one holds it whole.
     layers: Vec<Layer>,
     block_size: u64,
@@ -77,6 +81,8 @@ impl ChainFile {
             mode: member.mode,
             modified: member.mtime,
             digest: member.digest.filter(|_| member.increment.is_none()),
+            identity: member.identity.clone(),
+            damaged_blocks: Vec::new(),
             layers: Vec::new(),
             block_size: u64::from(block_size),
         };
@@ -92,6 +98,9 @@ impl ChainFile {
 
     /// Adds what the next older backup holds of it.
     pub(super) fn add(&mut self, link: usize, pack: Arc<Pack>, member: Member) -> Result<()> {
+        self.damaged_blocks.extend(&member.damaged_blocks);
+        self.damaged_blocks.sort_unstable();
+        self.damaged_blocks.dedup();
         let mut offset = member.offset;
         let content = match member.increment {
             None => Content::Whole(member.size),
@@ -123,6 +132,11 @@ impl ChainFile {
             content,
         });
         Ok(())
+    }
+
+    /// Whether it lies in the last pack of the newest backup, outside of the order of files.
+    pub fn is_of_last_pack(&self) -> bool {
+        self.layers.first().is_some_and(|layer| layer.pack.is_last)
     }
 
     /// Whether it is put together from several backups.
