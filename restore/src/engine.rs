@@ -2,9 +2,9 @@
 //! the order of the files: some small files together, or a part of a large one. `jobs` threads
 //! fetch, open, verify and write, each piece once and straight into place.
 //!
-//! Memory for each job: a buffer of 1 MiB, and for each backup of the chain 6 MiB fetched ahead
-//! and a frame of 1 MiB (a full backup alone), or 4 MiB and a frame; the plan of two works; and
-//! one index for each backup of the chain.
+//! Memory for each job: a buffer of 1 MiB; 20 MiB fetched ahead and a frame of 1 MiB for a full
+//! backup alone, 4 MiB and a frame for each backup of a chain; the plan of two works. And one
+//! index for each backup of the chain.
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -18,9 +18,15 @@ use crate::repository::pack::FRAME_SIZE;
 use crate::repository::waiter::Waiter;
 use crate::storage::Store;
 
-/// Neighbouring frames are fetched together up to so many stored bytes; a frame that has more
-/// comes alone.
-const RANGE: u64 = 1 << 20;
+/// How much is fetched ahead.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    /// Neighbouring frames are fetched together up to so many stored bytes; a frame that has
+    /// more comes alone.
+    pub range: u64,
+    /// Requests at once.
+    pub requests: usize,
+}
 
 /// Neighbouring frames of a pack.
 #[derive(Debug, Clone)]
@@ -45,8 +51,8 @@ struct Fetched {
     bytes: Bytes,
 }
 
-/// Goes through runs of frames. Memory: `ahead + 2` ranges of 1 MiB of stored bytes, and one
-/// plain frame. Blocks: use it on a thread that may.
+/// Goes through runs of frames. Memory: two ranges more than requests at once, and one plain
+/// frame. Blocks: use it on a thread that may.
 pub struct Cursor {
     waiter: Waiter,
     fetching: AbortHandle,
@@ -63,13 +69,13 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Begins to fetch `runs`, in that order, `ahead` requests at once.
-    pub fn new(store: &Store, waiter: &Waiter, runs: Vec<Run>, ahead: usize) -> Result<Self> {
+    /// Begins to fetch `runs`, in that order.
+    pub fn new(store: &Store, waiter: &Waiter, runs: Vec<Run>, ahead: Ahead) -> Result<Self> {
         let (sender, arriving) = mpsc::channel(1);
         let store = store.clone();
         let fetching = waiter.runtime().spawn(async move {
             let ranges = futures::stream::iter(runs)
-                .then(|run| cut(run, store.clone()))
+                .then(|run| cut(run, ahead.range, store.clone()))
                 .flat_map(|ranges| {
                     futures::stream::iter(match ranges {
                         Ok(ranges) => ranges.into_iter().map(Ok).collect(),
@@ -78,7 +84,7 @@ impl Cursor {
                 });
             let fetched = ranges
                 .map(|range| fetch(range, store.clone()))
-                .buffered(ahead.max(1));
+                .buffered(ahead.requests);
             let mut fetched = std::pin::pin!(fetched);
             while let Some(fetched) = fetched.next().await {
                 let last = fetched.is_err();
@@ -196,7 +202,7 @@ impl Fetched {
 }
 
 /// Cuts a run into ranges that are fetched with one request each.
-async fn cut(run: Run, store: Store) -> Result<Vec<Run>> {
+async fn cut(run: Run, range: u64, store: Store) -> Result<Vec<Run>> {
     let table = run.pack.seek_table(&store).await?;
     if run.frames.end > table.frames() {
         return Err(Error::failed(format!(
@@ -209,7 +215,7 @@ async fn cut(run: Run, store: Store) -> Result<Vec<Run>> {
     let mut ranges: Vec<Run> = Vec::new();
     for frame in run.frames.clone() {
         match ranges.last_mut() {
-            Some(last) if table.start(frame + 1) - table.start(last.frames.start) <= RANGE => {
+            Some(last) if table.start(frame + 1) - table.start(last.frames.start) <= range => {
                 last.frames.end = frame + 1;
             }
             _ => ranges.push(Run {

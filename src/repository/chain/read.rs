@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::{ChainFile, Extent};
-use super::frames::{Cursor, Run, frames_of};
+use super::frames::{Ahead, Cursor, Run, frames_of};
 use crate::error::{Error, Result};
 use crate::repository::waiter::Waiter;
 use crate::storage::Store;
@@ -86,7 +86,17 @@ impl Reader {
                 }),
             }
         }
-        let ahead = if wanted.len() > 1 { 2 } else { 4 };
+        // Every backup of a chain has its own.
+        let ahead = match wanted.len() {
+            0 | 1 => Ahead {
+                range: 4 << 20,
+                requests: 3,
+            },
+            _ => Ahead {
+                range: 1 << 20,
+                requests: 2,
+            },
+        };
         let cursors = wanted.into_iter().map(|runs| {
             let some = !runs.is_empty();
             some.then(|| Cursor::new(store, waiter, runs, ahead))
