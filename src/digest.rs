@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use blake3::hazmat::HasherExt;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
@@ -28,6 +29,16 @@ impl PlainDigest {
         let mut hasher = PlainHasher::default();
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// The digest of `size` bytes out of the digests of their parts, in order: all of
+    /// [`part_size`](Subtree) bytes, and the last of what is left.
+    pub fn of_parts(parts: &[Subtree], part_size: u64, size: u64) -> Self {
+        let (left, right) = Subtree::join_both(parts, part_size, size);
+        let mode = blake3::hazmat::Mode::Hash;
+        PlainHasher::cut(&blake3::hazmat::merge_subtrees_root(
+            &left.0, &right.0, mode,
+        ))
     }
 
     /// The same digits as a number, to fold many into one.
@@ -57,9 +68,52 @@ impl PlainHasher {
 
     /// The digest of all that was added.
     pub fn finish(&self) -> PlainDigest {
+        Self::cut(&self.0.finalize())
+    }
+
+    /// For a part of something larger that begins at byte `offset` of it, a multiple of the size
+    /// of its parts. It ends with [`finish_part`](Self::finish_part).
+    pub fn of_part(offset: u64) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(offset);
+        Self(hasher)
+    }
+
+    /// The digest of a part, which has bytes.
+    pub fn finish_part(&self) -> Subtree {
+        Subtree(self.0.finalize_non_root())
+    }
+
+    fn cut(whole: &blake3::Hash) -> PlainDigest {
         let mut short = [0; 16];
-        short.copy_from_slice(&self.0.finalize().as_bytes()[..16]);
+        short.copy_from_slice(&whole.as_bytes()[..16]);
         PlainDigest(short)
+    }
+}
+
+/// What is known of a part of something whose [`PlainDigest`] is made of several: all parts but
+/// the last have the same size, a power of two of at least 1 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subtree([u8; 32]);
+
+impl Subtree {
+    fn join(parts: &[Self], part_size: u64, size: u64) -> Self {
+        if let [only] = parts {
+            return *only;
+        }
+        let (left, right) = Self::join_both(parts, part_size, size);
+        let mode = blake3::hazmat::Mode::Hash;
+        Self(blake3::hazmat::merge_subtrees_non_root(
+            &left.0, &right.0, mode,
+        ))
+    }
+
+    /// The two halves of a tree.
+    fn join_both(parts: &[Self], part_size: u64, size: u64) -> (Self, Self) {
+        let left = blake3::hazmat::left_subtree_len(size);
+        let (one, other) = parts.split_at((left / part_size) as usize);
+        let right = Self::join(other, part_size, size - left);
+        (Self::join(one, part_size, left), right)
     }
 }
 
@@ -135,6 +189,24 @@ mod tests {
             StoredDigest::of(b"abc").to_string(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+    }
+
+    #[test]
+    fn parts_make_the_digest_of_the_whole() {
+        let bytes: Vec<u8> = (0..70_000u32).map(|i| (i / 3) as u8).collect();
+        for size in [4097, 8192, 12_288, 65_536, 65_537, 70_000] {
+            let parts: Vec<Subtree> = bytes[..size]
+                .chunks(4096)
+                .enumerate()
+                .map(|(at, part)| {
+                    let mut hasher = PlainHasher::of_part(at as u64 * 4096);
+                    part.chunks(1000).for_each(|piece| hasher.update(piece));
+                    hasher.finish_part()
+                })
+                .collect();
+            let digest = PlainDigest::of_parts(&parts, 4096, size as u64);
+            assert_eq!(digest, PlainDigest::of(&bytes[..size]), "{size} bytes");
+        }
     }
 
     #[test]

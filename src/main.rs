@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use seawall::cli::{
-    self, Seawall, Verb, backup, check, copy, daemon, expire, heartbeat, init, list, pin,
+    self, Seawall, Verb, backup, check, copy, daemon, expire, heartbeat, init, list, merge, pin,
     restore_point, schedule, siblings, wal,
 };
 use seawall::error::{Error, Exit, Result};
@@ -40,6 +40,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Copy(args) => (args.common.log_level, Box::new(move || copy::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
         Verb::Expire(args) => (args.common.log_level, Box::new(move || expire::run(&args))),
+        Verb::Merge(args) => (args.common.log_level, Box::new(move || merge::run(&args))),
         Verb::Pin(args) => (args.common.log_level, Box::new(move || pin::run(&args))),
         Verb::Unpin(args) => (
             args.common.log_level,

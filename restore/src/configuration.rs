@@ -12,8 +12,6 @@ use seawall::repository::codec;
 use seawall::repository::keys;
 use seawall::repository::marker::Marker;
 
-use crate::objects::fetch_checked;
-
 /// Configuration is text; what is larger is none.
 const LARGEST: u64 = 64 << 20;
 
@@ -67,7 +65,9 @@ pub(crate) async fn restore(
         return Ok(added);
     }
     let object = marker.object(keys::backup::CONFIGURATION)?;
-    let stored = fetch_checked(system, &system.keys().backup(&marker.id), object).await?;
+    let stored = system
+        .object_of(&system.keys().backup(&marker.id), object)
+        .await?;
     let damaged =
         |error: std::io::Error| Error::failed(format!("{} is damaged", object.key)).because(error);
     let plain = codec::stream_decoder(&stored[..]).map_err(damaged)?;

@@ -5,15 +5,18 @@
 //! directory that does not start, and the same command completes it.
 
 mod configuration;
+mod delta;
+mod engine;
 mod floor;
 mod manifest;
 mod objects;
-mod packs;
 mod settings;
 pub mod target;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seawall::durable;
@@ -26,6 +29,8 @@ use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::leases::{Held, Work};
 use seawall::repository::{Repository, System};
 
+use engine::Means;
+use manifest::NewManifest;
 use target::{Layout, Target};
 
 pub use settings::{Archive, RestoreCommand};
@@ -51,7 +56,10 @@ pub struct Settings {
     pub waldir: Option<PathBuf>,
     /// Replace a cluster that is there and not running.
     pub force: bool,
-    /// Packs that are fetched and written at once.
+    /// Bring a cluster of this system that is there and not running to the backup's state, by
+    /// rewriting only what differs.
+    pub delta: bool,
+    /// Threads that fetch and write.
     pub jobs: usize,
     /// How the restored server fetches WAL.
     pub restore_command: RestoreCommand,
@@ -89,6 +97,10 @@ pub struct Restored {
     pub phases: Vec<Phase>,
     /// Regular files written.
     pub files: u64,
+    /// Regular files that were right already, and their bytes; only with `delta`.
+    pub kept_files: u64,
+    /// Bytes of those files.
+    pub kept_bytes: u64,
     /// Bytes of those files.
     pub plain_bytes: u64,
     /// Bytes fetched from the repository, WAL not included.
@@ -168,7 +180,8 @@ async fn holds(system: &System, request: &Request) -> Result<bool> {
 /// Exit code 4 where a directory is in use or could be overwritten, 5 where nothing reaches
 /// the target; in both cases nothing was touched.
 ///
-/// A lease names the backup from the moment that it is chosen: it does not go while it is read.
+/// A lease names the backup and all that it is on top of from the moment that it is chosen: none
+/// of them goes while it is read.
 pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
     let clock = Clock::start();
     let catalogue = Catalogue::load(system).await?;
@@ -180,7 +193,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             system.cluster(),
             Work::Restore,
             Some(system.id()),
-            [plan.backup.id.clone()],
+            plan.chain().iter().map(|backup| backup.id.clone()),
         )
         .await;
     match write(system, settings, plan, layout, clock).await {
@@ -208,22 +221,33 @@ async fn write(
     let target = Target::prepare(layout, system, &plan.backup, settings)?;
     clock.end("provision", None);
 
-    let progress = Progress::new("restore", Some(plan.backup.plain_bytes));
-    let written = packs::write_all(
-        system,
-        &plan.backup,
-        target.root(),
-        settings.jobs,
-        &progress,
-    )
-    .await;
+    if settings.delta {
+        let tablespaces = target.tablespace_paths(&plan.backup);
+        delta::remove_foreign(system, &plan.backup, target.root(), tablespaces).await?;
+    }
+    let chain = plan.chain();
+    let is_chain = chain.len() > 1;
+    let manifest = is_chain.then(|| NewManifest::begin(&plan.backup, target.root()));
+    let manifest = manifest.transpose()?.map(Arc::new);
+    let progress = Progress::new("restore", Some(plan.backup.restored_bytes()));
+    let means = Means {
+        root: target.root().to_owned(),
+        jobs: settings.jobs,
+        delta: settings.delta,
+        manifest: manifest.clone(),
+        progress: progress.clone(),
+    };
+    let written = engine::write_all(system, &chain, means).await;
     progress.clear();
     let written = written?;
     clock.end_both(&written);
 
     let mut warnings = plan.warnings.clone();
     let added = configuration::restore(system, &plan.backup, target.root(), &mut warnings).await?;
-    manifest::write(system, &plan.backup, target.root(), added).await?;
+    match manifest {
+        Some(manifest) => manifest.finish(system, &plan.backup, &added).await?,
+        None => manifest::write(system, &plan.backup, target.root(), added).await?,
+    }
     let control = ControlFile::parse(&written.control)?;
     let too_low = floor::too_low(
         target.root(),
@@ -256,6 +280,8 @@ async fn write(
     Ok(Restored {
         phases: clock.phases,
         files: written.files,
+        kept_files: written.kept_files,
+        kept_bytes: written.kept_bytes,
         plain_bytes: written.plain_bytes,
         fetched_bytes: written.fetched_bytes,
         release,
@@ -296,7 +322,7 @@ impl Clock {
     }
 
     /// Ends the two phases that overlap: while one pack arrives, files of another are written.
-    fn end_both(&mut self, written: &packs::Written) {
+    fn end_both(&mut self, written: &engine::Written) {
         let now = Instant::now();
         let parts = [
             ("fetch", written.fetched_bytes, written.waited),

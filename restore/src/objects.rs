@@ -1,14 +1,11 @@
-//! Small things that every part of a restore does: fetching an object and checking it, making
-//! files and directories, and working on a thread that may block.
+//! Small things that every part of a restore does: making files and directories, and working on a thread that may block.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use seawall::digest::StoredDigest;
 use seawall::error::{Error, IoContext, Result};
 use seawall::repository::System;
-use seawall::repository::marker::StoredObject;
 
 /// A new file; what is there already is not ours, since the target was empty.
 pub(crate) fn create(path: &Path, mode: u32) -> Result<File> {
@@ -40,27 +37,22 @@ pub(crate) fn make_directory(path: &Path) -> Result<()> {
         .on("make", path)
 }
 
-/// Fetches a small object whole and checks its SHA-256.
-pub(crate) async fn fetch_checked(
-    system: &System,
-    directory: &str,
-    object: &StoredObject,
-) -> Result<bytes::Bytes> {
-    let key = format!("{directory}/{}", object.key);
-    let bytes = system
-        .store()
-        .get_limited(&key, object.size)
-        .await?
-        .ok_or_else(|| missing(&object.key, system))?;
-    let found = StoredDigest::of(&bytes);
-    if found != object.sha256 {
-        return Err(Error::failed(format!(
-            "{} is damaged: its SHA-256 is {found}, {} was written",
-            object.key, object.sha256
-        ))
-        .at(system.place()));
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .on("set the mode of", path)
+}
+
+/// Removes what is there, if anything is. A link is removed, never what it points at.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.on("remove", path),
     }
-    Ok(bytes)
 }
 
 pub(crate) fn missing(key: &str, system: &System) -> Error {

@@ -1,18 +1,28 @@
 //! The target of a restore: what may be written where, refusals before anything is touched,
 //! and the mark that tells a restore that was killed from somebody's data.
 
+mod refusals;
+
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use seawall::durable;
 use seawall::error::{Error, IoContext, Result};
-use seawall::postgres::{WalFileName, layout};
+use seawall::postgres::layout;
 use seawall::repository::System;
 use seawall::repository::marker::Marker;
 use serde::{Deserialize, Serialize};
 
 use crate::Settings;
+use crate::delta;
+use crate::objects::{make_directory, remove};
+
+pub(crate) use refusals::is_ours;
+use refusals::{
+    is_among, is_real_directory, is_same_or_within, previous_cluster, refuse_another_system,
+    refuse_occupied, refuse_other_than_wal, refuse_overlaps, refuse_running, unfinished,
+};
 
 /// Lies in the data directory while a restore is under way.
 const IN_PROGRESS: &str = "seawall-restore.json";
@@ -152,15 +162,19 @@ impl Target {
         refuse_overlaps(&layout, system)?;
         refuse_running(&layout.root)?;
         let ours = unfinished(&layout.root, system)?;
-        let previous = match (&ours, settings.force) {
-            (Some(unfinished), _) => {
+        let previous = match &ours {
+            Some(unfinished) => {
                 tracing::info!("completing a restore that was interrupted");
                 unfinished.outside.clone()
             }
-            (None, true) => previous_cluster(&layout.root)?,
-            (None, false) => Vec::new(),
+            None if settings.delta => {
+                refuse_another_system(&layout.root, system)?;
+                previous_cluster(&layout.root)?
+            }
+            None if settings.force => previous_cluster(&layout.root)?,
+            None => Vec::new(),
         };
-        let may_clear = ours.is_some() || settings.force;
+        let may_clear = ours.is_some() || settings.force || settings.delta;
         let at_home = is_same_or_within(&layout.root, Path::new(&backup.data_directory));
         for (role, directory) in layout.roles() {
             match role {
@@ -185,12 +199,25 @@ impl Target {
             .map_err(|error| Error::failed("cannot write JSON").because(error))?;
         let mark = layout.root.join(IN_PROGRESS);
         durable::write_file(&mark, &text, 0o600).on("write", &mark)?;
+        if settings.delta {
+            // Without it nothing starts there, however this ends.
+            let control = layout.root.join(layout::CONTROL_FILE);
+            remove(&control)?;
+            if let Some(global) = control.parent().filter(|global| global.is_dir()) {
+                durable::sync_directory(global).on("sync", global)?;
+            }
+        }
         let version = layout::tablespace_version_directory(backup.major(), backup.catalog_version);
         for (role, directory) in layout.roles() {
             make_directory(directory)?;
+            let of_version = directory.join(&version);
             match role {
+                Role::Data if settings.delta => delta::remove_links(directory)?,
                 // Another version's directory, or whatever else lies there, is not ours.
-                Role::Tablespace => remove(&directory.join(&version))?,
+                Role::Tablespace if settings.delta && is_real_directory(&of_version) => {
+                    delta::remove_links(&of_version)?;
+                }
+                Role::Tablespace => remove(&of_version)?,
                 Role::Data | Role::Wal => clear(directory)?,
             }
             let mode = std::fs::Permissions::from_mode(backup.data_directory_mode);
@@ -209,6 +236,7 @@ impl Target {
     fn make_links(&self) -> Result<()> {
         if let Some(waldir) = &self.layout.waldir {
             let link = self.root().join("pg_wal");
+            remove(&link)?;
             symlink(waldir, &link).on("make the link", &link)?;
         }
         if !self.layout.tablespaces.is_empty() {
@@ -216,9 +244,19 @@ impl Target {
         }
         for (oid, location) in &self.layout.tablespaces {
             let link = self.root().join(format!("pg_tblspc/{oid}"));
+            remove(&link)?;
             symlink(location, &link).on("make the link", &link)?;
         }
         Ok(())
+    }
+
+    /// Where the files of tablespaces outside lie, by the paths that a backup of `marker` has.
+    pub(crate) fn tablespace_paths(&self, marker: &Marker) -> Vec<String> {
+        let version = layout::tablespace_version_directory(marker.major(), marker.catalog_version);
+        let tablespaces = self.layout.tablespaces.iter();
+        tablespaces
+            .map(|(oid, _)| format!("pg_tblspc/{oid}/{version}"))
+            .collect()
     }
 
     /// Makes everything that was written durable: one barrier for each file system.
@@ -245,234 +283,12 @@ impl Target {
     }
 }
 
-/// Two directories of the restore that are one or lie within each other, or that touch the
-/// repository itself, by device and inode.
-fn refuse_overlaps(layout: &Layout, system: &System) -> Result<()> {
-    let refuse = |a: &Path, b: &Path, what: &str| {
-        Err(
-            Error::refused(format!("{} and {} {what}", a.display(), b.display()))
-                .hint("choose directories that have nothing to do with each other"),
-        )
-    };
-    let directories: Vec<&Path> = layout.directories().collect();
-    for (at, one) in directories.iter().enumerate() {
-        for other in &directories[..at] {
-            if is_same_or_within(one, other) || is_same_or_within(other, one) {
-                return refuse(other, one, "overlap");
-            }
-        }
-    }
-    if let Some(repository) = system.store().url().strip_prefix("file://") {
-        let repository = Path::new(repository);
-        for directory in directories {
-            if is_same_or_within(repository, directory) || is_same_or_within(directory, repository)
-            {
-                return refuse(
-                    directory,
-                    repository,
-                    "overlap: the second is the repository",
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether `inner` is `outer` or lies below it, as the file system sees it. Directories that
-/// do not exist yet are judged by their nearest parent that does.
-fn is_same_or_within(inner: &Path, outer: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    match identity(outer) {
-        Some(outer) => resolved(inner)
-            .ancestors()
-            .any(|path| identity(path) == Some(outer)),
-        None => resolved(inner).starts_with(resolved(outer)),
-    }
-}
-
-/// The path with all links of its existing part followed.
-fn resolved(path: &Path) -> PathBuf {
-    for ancestor in path.ancestors() {
-        if let (Ok(real), Ok(rest)) = (ancestor.canonicalize(), path.strip_prefix(ancestor)) {
-            return real.join(rest);
-        }
-    }
-    path.to_owned()
-}
-
-fn is_among(directory: &Path, known: &[PathBuf]) -> bool {
-    known
-        .iter()
-        .any(|known| resolved(known) == resolved(directory))
-}
-
-/// A server that runs in the directory holds postmaster.pid with a live process.
-fn refuse_running(root: &Path) -> Result<()> {
-    let path = root.join("postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(());
-    };
-    let pid = text
-        .lines()
-        .next()
-        .and_then(|line| line.trim().parse::<i32>().ok());
-    // In a container the server may be process 1; a single-user one writes its number negated.
-    let alive = pid.is_none_or(|pid| {
-        let process = nix::unistd::Pid::from_raw(pid.saturating_abs());
-        pid == 0
-            || !matches!(
-                nix::sys::signal::kill(process, None),
-                Err(nix::errno::Errno::ESRCH)
-            )
-    });
-    if alive {
-        return Err(
-            Error::refused("a PostgreSQL server is running in the target")
-                .at(root.display())
-                .because(format!(
-                    "postmaster.pid names process {}",
-                    pid.unwrap_or_default()
-                ))
-                .hint("stop it first, or restore into another directory"),
-        );
-    }
-    Ok(())
-}
-
-fn unfinished(root: &Path, system: &System) -> Result<Option<InProgress>> {
-    let path = root.join(IN_PROGRESS);
-    let text = match std::fs::read(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.on("read", &path)?,
-    };
-    let mark: InProgress = serde_json::from_slice(&text).map_err(|error| {
-        Error::refused("the target holds a restore that cannot be recognised")
-            .at(path.display())
-            .because(error)
-            .hint("empty the directory by hand if nobody needs it")
-    })?;
-    if mark.system_id != system.id().to_string() {
-        return Err(Error::refused(format!(
-            "the target holds an interrupted restore of another cluster, system {}",
-            mark.system_id
-        ))
-        .at(root.display())
-        .hint("empty the directory by hand if nobody needs it"));
-    }
-    Ok(Some(mark))
-}
-
-/// For `--force`: the directory must be a cluster (or empty). Returns what lies outside it and
-/// belongs to it: its tablespaces and its WAL directory.
-fn previous_cluster(root: &Path) -> Result<Vec<PathBuf>> {
-    if is_empty(root)? {
-        return Ok(Vec::new());
-    }
-    if !root.join("PG_VERSION").is_file() || !root.join(layout::CONTROL_FILE).is_file() {
-        return Err(
-            Error::refused("--force replaces a PostgreSQL cluster, and this is none")
-                .at(root.display())
-                .hint("give an empty directory, or empty this one by hand"),
-        );
-    }
-    let mut outside = Vec::new();
-    let links = std::fs::read_dir(root.join("pg_tblspc"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    for path in links.map(|entry| entry.path()).chain([root.join("pg_wal")]) {
-        if let Ok(target) = std::fs::read_link(&path) {
-            outside.push(path.parent().unwrap_or(root).join(target));
-        }
-    }
-    Ok(outside)
-}
-
-fn is_empty(directory: &Path) -> Result<bool> {
-    match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        entries => {
-            // A kill may come between the mark and its name.
-            let mark = durable::temporary_beside(Path::new(IN_PROGRESS));
-            Ok(entries
-                .on("read the directory", directory)?
-                .flatten()
-                .map(|entry| entry.file_name())
-                .all(|name| name == "lost+found" || name == mark.as_os_str()))
-        }
-    }
-}
-
-fn refuse_occupied(directory: &Path, outside: bool) -> Result<()> {
-    if is_empty(directory)? {
-        return Ok(());
-    }
-    let hint = if outside {
-        "it may belong to a live cluster: send the tablespace elsewhere with --tablespace OLD=NEW, or give another --waldir"
-    } else {
-        "give an empty directory, or replace a cluster that is not running with --force"
-    };
-    Err(Error::refused("the target is not empty")
-        .at(directory.display())
-        .hint(hint))
-}
-
-fn make_directory(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .on("make", path)
-}
-
 /// Empties a directory that was found to be ours, but for the mark.
 fn clear(directory: &Path) -> Result<()> {
     for entry in std::fs::read_dir(directory).on("read the directory", directory)? {
         let entry = entry.on("read the directory", directory)?;
         if entry.file_name() != IN_PROGRESS && entry.file_name() != "lost+found" {
             remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes what is there, if anything is. A link is removed, never what it points at.
-fn remove(path: &Path) -> Result<()> {
-    let removed = match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.on("remove", path),
-    }
-}
-
-/// A previous cluster's WAL directory may be emptied if it holds what PostgreSQL puts there
-/// and nothing else: its link may point anywhere.
-fn refuse_other_than_wal(directory: &Path) -> Result<()> {
-    let known = |name: &str| {
-        name.parse::<WalFileName>().is_ok()
-            // The last holds what Seawall has archived and fetched ahead.
-            || ["archive_status", "summaries", "lost+found", "seawall"].contains(&name)
-            || ["xlogtemp.", "RECOVERY"]
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
-    };
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.on("read the directory", directory)?,
-    };
-    for entry in entries {
-        let name = entry.on("read the directory", directory)?.file_name();
-        if !name.to_str().is_some_and(known) {
-            return Err(Error::refused(format!(
-                "the WAL directory holds {}, which is no WAL",
-                name.display()
-            ))
-            .at(directory.display())
-            .hint("give another --waldir, or move away what does not belong there"));
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod file;
 pub mod incremental;
 mod last;
 mod manifest;
+pub mod merge;
 mod packer;
 mod resume;
 mod scan;

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod heartbeat;
 pub mod init;
 pub mod list;
+pub mod merge;
 mod output;
 pub mod pin;
 pub mod restore;
@@ -64,6 +65,8 @@ pub enum Verb {
     Copy(copy::CopyArgs),
     /// Delete backups and WAL that no rule keeps; or say what would go, and why the rest stays
     Expire(expire::ExpireArgs),
+    /// Make a full backup out of a chain of incremental ones, inside the repository
+    Merge(merge::MergeArgs),
     /// Keep a backup whatever the rules say
     Pin(pin::PinArgs),
     /// Leave a backup to the rules again

@@ -49,6 +49,10 @@ pub struct RestoreArgs {
     /// Replace a cluster that lies in the target and is not running
     #[arg(long)]
     pub force: bool,
+    /// Bring a cluster that lies in the target and is not running to the backup's state:
+    /// rewrite only what differs, remove what does not belong there
+    #[arg(long, conflicts_with = "force")]
+    pub delta: bool,
     /// What the restored cluster does about archiving
     #[arg(long, value_name = "MODE", default_value = "hold")]
     pub archive: ArchiveMode,

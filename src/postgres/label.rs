@@ -81,6 +81,17 @@ impl BackupHistory {
     }
 }
 
+/// The `backup_label` of an incremental backup without the two lines that make it one: that of
+/// what is put together from it and its parents (PostgreSQL 18, `write_backup_label` in
+/// pg_combinebackup/backup_label.c).
+pub fn without_increment(content: &[u8]) -> Vec<u8> {
+    let lines = content.split_inclusive(|byte| *byte == b'\n');
+    let kept = lines.filter(|line| {
+        !line.starts_with(b"INCREMENTAL FROM LSN: ") && !line.starts_with(b"INCREMENTAL FROM TLI: ")
+    });
+    kept.collect::<Vec<_>>().concat()
+}
+
 /// The lines that exist, in PostgreSQL's order.
 const TITLES: [&str; 12] = [
     "START WAL LOCATION",
@@ -271,6 +282,9 @@ mod tests {
             child.incremental_from,
             Some((Lsn(0x100_0028), TimelineId::FIRST))
         );
+        let child = format!("{LABEL}INCREMENTAL FROM LSN: 0/1000028\nINCREMENTAL FROM TLI: 1\n");
+        assert_eq!(without_increment(child.as_bytes()), LABEL.as_bytes());
+        assert_eq!(without_increment(LABEL.as_bytes()), LABEL.as_bytes());
     }
 
     #[test]

@@ -190,14 +190,28 @@ impl FrameDecompressor {
 
     /// Opens one frame that holds exactly `plain_size` bytes.
     pub fn decompress(&mut self, frame: &[u8], plain_size: usize) -> std::io::Result<Vec<u8>> {
-        let plain = self.inner.decompress(frame, plain_size)?;
+        let mut plain = Vec::new();
+        self.decompress_into(frame, plain_size, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// The same into a buffer that is used again and again; what it held is gone.
+    pub fn decompress_into(
+        &mut self,
+        frame: &[u8],
+        plain_size: usize,
+        plain: &mut Vec<u8>,
+    ) -> std::io::Result<()> {
+        plain.clear();
+        plain.reserve_exact(plain_size);
+        self.inner.decompress_to_buffer(frame, plain)?;
         if plain.len() != plain_size {
             return Err(std::io::Error::other(format!(
                 "a frame holds {} bytes instead of {plain_size}",
                 plain.len()
             )));
         }
-        Ok(plain)
+        Ok(())
     }
 }
 

@@ -28,11 +28,13 @@ pub mod pins;
 pub mod plan;
 pub mod points;
 pub mod scan;
+pub mod seek_table;
 pub mod segments;
 mod system;
 mod tar_header;
 pub mod timeline_wal;
 pub mod tombstones;
+pub mod waiter;
 pub mod wal_objects;
 pub mod windows;
 

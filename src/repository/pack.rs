@@ -23,9 +23,9 @@ pub const FRAME_SIZE: usize = 1 << 20;
 
 /// Magic number of the skippable frame that holds the seek table
 /// (zstd, contrib/seekable_format/zstd_seekable_compression_format.md).
-const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
+pub(super) const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
 /// Magic number at the very end of a seekable object.
-const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
+pub(super) const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
 
 /// Writes one pack. Memory: one frame and those that other threads compress, their compressed
 /// form, and 8 bytes a frame.

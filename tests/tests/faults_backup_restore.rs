@@ -72,6 +72,7 @@ fn restore_settings(to: &Path, backup: Option<BackupId>) -> Settings {
         tablespaces: Tablespaces::Mapped(Vec::new()),
         waldir: None,
         force: false,
+        delta: false,
         jobs: 2,
         restore_command: RestoreCommand::default(),
     }

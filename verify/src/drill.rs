@@ -332,6 +332,7 @@ impl Drill<'_> {
             tablespaces: Tablespaces::AllUnder(scratch.join("tablespaces")),
             waldir: None,
             force: false,
+            delta: false,
             jobs: share.restore_jobs,
             restore_command: RestoreCommand {
                 program: self.fetch.clone(),

@@ -92,6 +92,7 @@ fn settings(
         tablespaces: Tablespaces::Mapped(args.tablespace.clone()),
         waldir: args.waldir.clone(),
         force: args.force,
+        delta: args.delta,
         jobs: config.restore.jobs,
         restore_command: RestoreCommand {
             program: siblings::path_of("seawall-fetch")?,
@@ -159,6 +160,8 @@ fn print(args: &RestoreArgs, settings: &Settings, restored: &Restored) -> Result
             "files": restored.files,
             "bytes": restored.plain_bytes,
             "fetched_bytes": restored.fetched_bytes,
+            "kept_files": restored.kept_files,
+            "kept_bytes": restored.kept_bytes,
             "seconds": seconds,
             "phases": restored.phases,
             "release_archiving": restored.release,
@@ -175,6 +178,13 @@ fn print(args: &RestoreArgs, settings: &Settings, restored: &Restored) -> Result
         restored.files,
         restored.plain_bytes
     );
+    if restored.kept_files > 0 {
+        let _ = writeln!(
+            out,
+            "{} files were right already, {} bytes",
+            restored.kept_files, restored.kept_bytes
+        );
+    }
     let _ = writeln!(
         out,
         "start it (PostgreSQL {}): it recovers on timeline {}; archived WAL ends at {}",

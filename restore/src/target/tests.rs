@@ -1,3 +1,4 @@
+use super::refusals::is_empty;
 use super::*;
 
 #[test]

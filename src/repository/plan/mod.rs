@@ -13,6 +13,7 @@ mod search;
 use jiff::Timestamp;
 
 use super::catalogue::Catalogue;
+use super::chain;
 use super::keys::BackupId;
 use super::line::{self, Line};
 use super::marker::Marker;
@@ -43,6 +44,9 @@ pub struct Request {
 pub struct Plan {
     /// The backup to start from, with its list of objects.
     pub backup: Marker,
+    /// Where that is incremental, what it is on top of, newest first, down to a full one, with
+    /// their lists of objects.
+    pub parents: Vec<Marker>,
     /// The timeline to follow.
     pub history: TimelineHistory,
     /// Segments from the backup's start to the last that may be needed, as far as they are
@@ -57,6 +61,13 @@ pub struct Plan {
     pub broken_behind: bool,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The backup and all that it is on top of, newest first.
+    pub fn chain(&self) -> Vec<&Marker> {
+        std::iter::once(&self.backup).chain(&self.parents).collect()
+    }
 }
 
 impl Catalogue {
@@ -95,6 +106,27 @@ impl Catalogue {
                 Err(planner.with_unreadable(planner.with_other_timelines(error).await))
             }
             plan => plan,
+        }
+    }
+
+    /// The backup and all that it is on top of, newest first.
+    ///
+    /// # Errors
+    /// Part of that is gone, or cannot be used.
+    pub fn chain_of<'a>(&'a self, backup: &'a Marker) -> Result<Vec<&'a Marker>> {
+        let broken = |why: String| {
+            Error::failed(why)
+                .at(self.system().place())
+                .hint("choose another backup; `seawall list` shows them")
+        };
+        let chain = chain::of(&self.backups, backup)
+            .map_err(|why| broken(format!("backup {} cannot be restored: {why}", backup.id)))?;
+        match chain.iter().skip(1).find(|parent| !parent.in_order) {
+            Some(parent) => Err(broken(format!(
+                "backup {} cannot be restored: the files of {} are in no order",
+                backup.id, parent.id
+            ))),
+            None => Ok(chain),
         }
     }
 
@@ -160,8 +192,13 @@ impl<'a> Planner<'a> {
                 backup.id, backup.damaged_page_count
             ));
         }
+        let mut parents = Vec::new();
+        for parent in self.catalogue.chain_of(backup)?.into_iter().skip(1) {
+            parents.push(self.with_objects(parent).await?);
+        }
         Ok(Plan {
             backup: self.with_objects(backup).await?,
+            parents,
             history: self.history.clone(),
             wal_end: self.end_of(&line, last),
             broken_behind: line.broken.is_some(),
@@ -221,8 +258,11 @@ impl<'a> Planner<'a> {
     }
 
     fn on_line(&self) -> impl Iterator<Item = &'a Marker> + use<'a> {
-        let (history, backups) = (self.history, self.catalogue.backups.iter());
-        backups.filter(|b| history.contains(b.timeline, b.stop_lsn))
+        let (history, catalogue) = (self.history, self.catalogue);
+        let backups = catalogue.backups.iter();
+        backups
+            .filter(|b| history.contains(b.timeline, b.stop_lsn))
+            .filter(|b| catalogue.chain_of(b).is_ok())
     }
 
     fn newest_before(&self, bound: Bound) -> Result<&'a Marker> {
@@ -248,6 +288,7 @@ impl<'a> Planner<'a> {
                     backup.timeline
                 )));
         }
+        self.catalogue.chain_of(backup)?;
         Ok(backup)
     }
 

@@ -1,9 +1,18 @@
 //! Chains: an incremental backup with those that it was taken on top of, down to a full one.
 
+pub mod files;
+pub mod frames;
+pub mod join;
+pub mod read;
+pub mod walk;
+
+#[cfg(test)]
+mod files_of_chains;
+
 use std::fmt;
 
-use super::keys::{BackupId, BackupKind};
-use super::marker::Marker;
+use crate::repository::keys::{BackupId, BackupKind};
+use crate::repository::marker::Marker;
 
 /// A chain that does not reach a full backup.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,493 @@
+//! Bringing files into place. One thread joins the indexes of the chain and hands out work in
+//! the order of the files: some small files together, or a part of a large one. `jobs` threads
+//! fetch, open, verify and write, each piece once and straight into place.
+//!
+//! Memory for each job: a buffer of 1 MiB; 20 MiB fetched ahead and a frame of 1 MiB for a full
+//! backup alone, 4 MiB and a frame for each backup of a chain; the plan of two works. And one
+//! index for each backup of the chain.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use seawall::digest::{PlainDigest, PlainHasher, Subtree};
+use seawall::error::{Error, Result};
+use seawall::postgres::{label, layout};
+use seawall::progress::Progress;
+use seawall::repository::System;
+use seawall::repository::chain::files::ChainFile;
+use seawall::repository::chain::join::{Entry, Join};
+use seawall::repository::chain::read::{Part, Reader};
+use seawall::repository::marker::Marker;
+use seawall::repository::waiter::{StopSwitch, Waiter};
+use seawall::storage::Store;
+use tokio::sync::mpsc;
+
+use crate::delta;
+use crate::manifest::NewManifest;
+use crate::objects::{blocking, create, make_directory, set_mode};
+use crate::write::Writer;
+
+/// A work holds about so many bytes, and a larger file is cut into parts of exactly so many: a
+/// power of two, as [`Subtree`] wants it.
+const PART_SIZE: u64 = 64 << 20;
+
+/// And at most so many files.
+const PART_FILES: usize = 4096;
+
+/// What was written.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    pub(crate) files: u64,
+    pub(crate) plain_bytes: u64,
+    pub(crate) fetched_bytes: u64,
+    /// Files that were right already, and their bytes. They are not among the others.
+    pub(crate) kept_files: u64,
+    pub(crate) kept_bytes: u64,
+    /// How long threads waited for bytes of packs, all together.
+    pub(crate) waited: Duration,
+    /// How long threads were making and writing files, all together.
+    pub(crate) wrote: Duration,
+    /// `pg_control`, which is written last, by the caller.
+    pub(crate) control: Vec<u8>,
+    pub(crate) control_mode: u32,
+}
+
+impl Written {
+    fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.plain_bytes += other.plain_bytes;
+        self.fetched_bytes += other.fetched_bytes;
+        self.kept_files += other.kept_files;
+        self.kept_bytes += other.kept_bytes;
+        self.waited += other.waited;
+        self.wrote += other.wrote;
+        if !other.control.is_empty() {
+            self.control = other.control;
+            self.control_mode = other.control_mode;
+        }
+    }
+}
+
+/// How files are brought into place.
+pub(crate) struct Means {
+    /// Where to.
+    pub(crate) root: PathBuf,
+    /// Threads that fetch and write.
+    pub(crate) jobs: usize,
+    /// Files that are there may be those that are wanted.
+    pub(crate) delta: bool,
+    /// Where files are put together from several backups: what becomes their manifest.
+    pub(crate) manifest: Option<Arc<NewManifest>>,
+    pub(crate) progress: Progress,
+}
+
+/// Brings every file of the backup that `chain` leads to below the root, but for `pg_control`,
+/// `tablespace_map` and the signal files of the source. `chain` is newest first.
+pub(crate) async fn write_all(system: &System, chain: &[&Marker], means: Means) -> Result<Written> {
+    let marker = *chain
+        .first()
+        .ok_or_else(|| Error::failed("a chain of no backups"))?;
+    let (switch, waiter) = Waiter::new();
+    // Whoever gives this future up ends the threads as well.
+    let switch = StopOnDrop(Arc::new(switch));
+    let jobs = means.jobs.max(1);
+    let shared = Arc::new(Shared {
+        store: system.store().clone(),
+        place: system.place(),
+        waiter,
+        switch: Arc::clone(&switch.0),
+        failure: Mutex::new(None),
+        is_chain: chain.len() > 1,
+        means,
+    });
+    let join = Join::new(system, chain, &shared.waiter)?;
+    let (sender, receiver) = mpsc::channel(1);
+    let receiver = Arc::new(Mutex::new(receiver));
+    let scheduling = {
+        let shared = Arc::clone(&shared);
+        blocking(move || {
+            let mut schedule = Schedule::new(&shared, sender);
+            Ok(shared.unless_failed(|| schedule.run(join)))
+        })
+    };
+    let working = (0..jobs).map(|_| {
+        let (shared, receiver) = (Arc::clone(&shared), Arc::clone(&receiver));
+        blocking(move || Ok(shared.unless_failed(|| shared.work(&receiver))))
+    });
+    let working = futures::future::join_all(working);
+    drop(receiver);
+    let (scheduled, worked) = tokio::join!(scheduling, working);
+    let mut written = Written::default();
+    let mut died = None;
+    for one in worked {
+        match one {
+            Ok(one) => written.add(one.unwrap_or_default()),
+            Err(error) => died = Some(error),
+        }
+    }
+    if let Some(error) = lock(&shared.failure).take() {
+        return Err(error);
+    }
+    if let Some(died) = died {
+        return Err(died);
+    }
+    let files = scheduled?.unwrap_or_default();
+    if files != marker.files {
+        return Err(Error::failed(format!(
+            "backup {} has {} files, its packs hold {files}",
+            marker.id, marker.files
+        ))
+        .at(system.place()));
+    }
+    written.files = files - written.kept_files;
+    if written.control.is_empty() {
+        return Err(
+            Error::failed(format!("backup {} holds no pg_control", marker.id)).at(system.place()),
+        );
+    }
+    Ok(written)
+}
+
+struct StopOnDrop(Arc<StopSwitch>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Some small files, or a part of a large one.
+struct Work {
+    parts: Vec<Part>,
+    split: Option<(Arc<Split>, usize)>,
+}
+
+/// A file whose parts are written by several threads.
+struct Split {
+    file: File,
+    path: PathBuf,
+    whole: Arc<ChainFile>,
+    /// What is known of each part that is written.
+    parts: Mutex<Vec<Option<(Subtree, u32)>>>,
+    left: AtomicUsize,
+}
+
+/// The thread that plans.
+struct Schedule<'a> {
+    shared: &'a Shared,
+    sender: mpsc::Sender<Work>,
+    parts: Vec<Part>,
+    bytes: u64,
+    files: u64,
+}
+
+impl<'a> Schedule<'a> {
+    fn new(shared: &'a Shared, sender: mpsc::Sender<Work>) -> Self {
+        Self {
+            shared,
+            sender,
+            parts: Vec::new(),
+            bytes: 0,
+            files: 0,
+        }
+    }
+
+    /// Returns how many files there are.
+    fn run(&mut self, join: Join) -> Result<u64> {
+        for entry in join {
+            match entry? {
+                Entry::Directory(member) => {
+                    let path = self.shared.means.root.join(&member.path);
+                    make_directory(&path)?;
+                    set_mode(&path, member.mode)?;
+                }
+                Entry::File(file) => self.file(file)?,
+            }
+        }
+        self.flush()?;
+        Ok(self.files)
+    }
+
+    fn file(&mut self, file: ChainFile) -> Result<()> {
+        self.files += 1;
+        // What may stay as it is, is judged as a whole.
+        let may_stay = self.shared.means.delta && file.digest.is_some();
+        if file.size > PART_SIZE && !may_stay {
+            return self.split(file);
+        }
+        self.bytes += file.size;
+        self.parts.push(Part::whole(file));
+        if self.bytes >= PART_SIZE || self.parts.len() >= PART_FILES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, file: ChainFile) -> Result<()> {
+        let path = self.shared.means.root.join(&file.path);
+        let opened = match self.shared.means.delta {
+            true => delta::open_in_place(&path, file.mode, file.size)?,
+            false => create(&path, file.mode)?,
+        };
+        let count = file.size.div_ceil(PART_SIZE) as usize;
+        let whole = Arc::new(file);
+        let split = Arc::new(Split {
+            file: opened,
+            path,
+            whole: Arc::clone(&whole),
+            parts: Mutex::new(vec![None; count]),
+            left: AtomicUsize::new(count),
+        });
+        for number in 0..count {
+            let start = number as u64 * PART_SIZE;
+            let end = (start + PART_SIZE).min(whole.size);
+            self.send(Work {
+                parts: vec![Part::new(Arc::clone(&whole), start..end)],
+                split: Some((Arc::clone(&split), number)),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let parts = std::mem::take(&mut self.parts);
+        match parts.is_empty() {
+            true => Ok(()),
+            false => self.send(Work { parts, split: None }),
+        }
+    }
+
+    fn send(&self, work: Work) -> Result<()> {
+        let sent = self.sender.blocking_send(work);
+        sent.map_err(|_| Error::failed("writing ended early"))
+    }
+}
+
+/// What the threads share.
+struct Shared {
+    store: Store,
+    place: String,
+    waiter: Waiter,
+    switch: Arc<StopSwitch>,
+    /// The first error: those that follow only say that all were told to stop.
+    failure: Mutex<Option<Error>>,
+    is_chain: bool,
+    means: Means,
+}
+
+impl Shared {
+    fn unless_failed<T>(&self, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        let error = match work() {
+            Ok(done) => return Some(done),
+            Err(error) if error.advice().is_none() => error.at(&self.place),
+            Err(error) => error,
+        };
+        lock(&self.failure).get_or_insert(error);
+        self.switch.stop();
+        None
+    }
+
+    fn work(&self, receiver: &Mutex<mpsc::Receiver<Work>>) -> Result<Written> {
+        let mut worker = Worker {
+            shared: self,
+            written: Written::default(),
+            buffer: Vec::new(),
+        };
+        // Held while waiting: the others wait for the same.
+        let next = || lock(receiver).blocking_recv();
+        while let Some(work) = next() {
+            self.waiter.check()?;
+            match work.split {
+                Some((split, number)) => worker.part(&split, number, &work.parts)?,
+                None => worker.files(&work.parts)?,
+            }
+        }
+        Ok(worker.written)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A thread that fetches and writes.
+struct Worker<'a> {
+    shared: &'a Shared,
+    written: Written,
+    buffer: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn files(&mut self, parts: &[Part]) -> Result<()> {
+        let mut wanted = Vec::with_capacity(parts.len());
+        for part in parts {
+            if !self.shared.means.delta || !self.keep(&part.file)? {
+                wanted.push(part);
+            }
+        }
+        let (store, waiter) = (&self.shared.store, &self.shared.waiter);
+        let mut reader = Reader::new(store, waiter, wanted.iter().copied())?;
+        for part in wanted {
+            self.file(&mut reader, part)?;
+        }
+        self.count(&reader);
+        Ok(())
+    }
+
+    fn count(&mut self, reader: &Reader) {
+        self.written.fetched_bytes += reader.fetched();
+        self.written.waited += reader.waited();
+    }
+
+    /// Whether the file is there as it is to be, and may stay.
+    fn keep(&mut self, file: &ChainFile) -> Result<bool> {
+        let special = file.path == layout::CONTROL_FILE
+            || file.path == layout::BACKUP_LABEL
+            || is_left_out(&file.path);
+        let path = self.shared.means.root.join(&file.path);
+        if special || !delta::is_already(&path, file, &mut self.buffer, &self.shared.waiter)? {
+            return Ok(false);
+        }
+        if let Some(manifest) = &self.shared.means.manifest {
+            let crc32c = delta::crc32c_of(&path, &mut self.buffer)?;
+            manifest.add(&file.path, file.size, file.modified, crc32c)?;
+        }
+        self.written.kept_files += 1;
+        self.written.kept_bytes += file.size;
+        self.shared.means.progress.add(file.size);
+        Ok(true)
+    }
+
+    /// Writes one file.
+    fn file(&mut self, reader: &mut Reader, part: &Part) -> Result<()> {
+        let file = &part.file;
+        let path = self.shared.means.root.join(&file.path);
+        match file.path.as_str() {
+            layout::CONTROL_FILE => {
+                let content = self.small(reader, part)?;
+                self.done(file, file.size, crc32c::crc32c(&content))?;
+                self.written.control = content;
+                self.written.control_mode = file.mode;
+            }
+            name if is_left_out(name) => {
+                self.small(reader, part)?;
+            }
+            layout::BACKUP_LABEL if self.shared.is_chain => {
+                let content = self.small(reader, part)?;
+                let content = label::without_increment(&content);
+                let target = create(&path, file.mode)?;
+                let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
+                writer.push(&content)?;
+                self.written.wrote += writer.finish()?;
+                self.done(file, content.len() as u64, crc32c::crc32c(&content))?;
+            }
+            _ => {
+                let started = std::time::Instant::now();
+                let in_place = self.shared.means.delta && file.digest.is_none();
+                let target = match (self.shared.means.delta, in_place) {
+                    (_, true) => delta::open_in_place(&path, file.mode, file.size)?,
+                    (true, false) => delta::create_anew(&path, file.mode)?,
+                    (false, false) => create(&path, file.mode)?,
+                };
+                self.written.wrote += started.elapsed();
+                let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
+                writer.compare(in_place);
+                let with_crc = self.shared.is_chain;
+                let (mut hasher, mut crc) = (PlainHasher::default(), 0);
+                reader.read(part, &mut |bytes| {
+                    hasher.update(bytes);
+                    if with_crc {
+                        crc = crc32c::crc32c_append(crc, bytes);
+                    }
+                    writer.push(bytes)
+                })?;
+                self.written.wrote += writer.finish()?;
+                verify(file, hasher.finish())?;
+                self.done(file, file.size, crc)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A small file as a whole, verified.
+    fn small(&mut self, reader: &mut Reader, part: &Part) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        reader.read(part, &mut |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        verify(&part.file, PlainDigest::of(&content))?;
+        Ok(content)
+    }
+
+    /// Writes a part of a large file, and ends the file with its last part.
+    fn part(&mut self, split: &Split, number: usize, parts: &[Part]) -> Result<()> {
+        let (store, waiter) = (&self.shared.store, &self.shared.waiter);
+        let mut reader = Reader::new(store, waiter, parts)?;
+        for part in parts {
+            let start = part.range.start;
+            let mut writer = Writer::new(&split.file, &split.path, start, &mut self.buffer);
+            writer.compare(self.shared.means.delta);
+            let (mut hasher, mut crc) = (PlainHasher::of_part(start), 0);
+            let with_crc = self.shared.is_chain;
+            reader.read(part, &mut |bytes| {
+                hasher.update(bytes);
+                if with_crc {
+                    crc = crc32c::crc32c_append(crc, bytes);
+                }
+                writer.push(bytes)
+            })?;
+            self.written.wrote += writer.finish()?;
+            self.shared.means.progress.add(part.size());
+            self.written.plain_bytes += part.size();
+            lock(&split.parts)[number] = Some((hasher.finish_part(), crc));
+        }
+        self.count(&reader);
+        if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        let parts: Vec<(Subtree, u32)> = lock(&split.parts).iter().copied().flatten().collect();
+        let trees: Vec<Subtree> = parts.iter().map(|(tree, _)| *tree).collect();
+        let file = &split.whole;
+        verify(file, PlainDigest::of_parts(&trees, PART_SIZE, file.size))?;
+        let sizes = (0..).map(|at| (file.size - at * PART_SIZE).min(PART_SIZE));
+        let crc = parts.iter().zip(sizes).fold(0, |crc, ((_, next), size)| {
+            crc32c::crc32c_combine(crc, *next, size as usize)
+        });
+        self.listed(file, file.size, crc)
+    }
+
+    fn done(&mut self, file: &ChainFile, size: u64, crc32c: u32) -> Result<()> {
+        self.written.plain_bytes += size;
+        self.shared.means.progress.add(size);
+        self.listed(file, size, crc32c)
+    }
+
+    fn listed(&self, file: &ChainFile, size: u64, crc32c: u32) -> Result<()> {
+        match &self.shared.means.manifest {
+            Some(manifest) => manifest.add(&file.path, size, file.modified, crc32c),
+            None => Ok(()),
+        }
+    }
+}
+
+fn verify(file: &ChainFile, found: PlainDigest) -> Result<()> {
+    match file.digest {
+        Some(digest) if digest != found => Err(Error::failed(format!(
+            "the backup is damaged: {} has another digest than the index says",
+            file.path
+        ))),
+        // Put together from several backups: each frame had its checksum.
+        _ => Ok(()),
+    }
+}
+
+/// A restored directory has no tablespace_map, since recovery would make every link from it,
+/// and no signal file of its source.
+pub(crate) fn is_left_out(path: &str) -> bool {
+    [layout::TABLESPACE_MAP, "recovery.signal", "standby.signal"].contains(&path)
+}
