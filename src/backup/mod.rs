@@ -182,13 +182,13 @@ async fn run(
         tracing::info!("backup {id} was interrupted: what is still the same is taken over");
     }
     let packer = Packer::new(
-        repository,
+        repository.store(),
         system.keys().backup(&id),
         settings.compression,
-        earlier,
         pages,
         progress.clone(),
-    );
+    )
+    .resuming(earlier);
     let manifest = StreamedManifest::new(
         repository.store(),
         &system.keys().backup(&id),

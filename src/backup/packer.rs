@@ -15,13 +15,13 @@ use crate::config::Compression;
 use crate::digest::StoredDigest;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::repository::Repository;
 use crate::repository::bridge::ObjectWriter;
 use crate::repository::frames::{Frames, Owner};
 use crate::repository::index::{self, Made, Member, MemberKind};
 use crate::repository::keys;
 use crate::repository::marker::StoredObject;
 use crate::repository::pack::{PackSummary, PackWriter};
+use crate::storage::Store;
 
 /// A file of a finished pack, with what only the manifest wants to know.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ struct WrittenObject {
 /// parts on their way, and the same once more for a pack that becomes durable meanwhile.
 #[derive(Clone)]
 pub struct Packer {
-    pub(super) repository: Repository,
+    pub(super) store: Store,
     /// The backup's directory.
     pub(super) directory: String,
     compression: Compression,
@@ -94,26 +94,33 @@ pub struct Packer {
 pub type Pack<'a> = PackWriter<&'a mut dyn FnMut(Bytes) -> Result<()>>;
 
 impl Packer {
-    /// A packer that writes below `directory`, and takes over what `earlier` has. Must be called inside the runtime.
+    /// A packer that writes below `directory`. Must be called inside the runtime.
     pub fn new(
-        repository: &Repository,
+        store: &Store,
         directory: String,
         compression: Compression,
-        earlier: Earlier,
         pages: Pages,
         progress: Progress,
     ) -> Self {
         Self {
-            repository: repository.clone(),
+            store: store.clone(),
             directory,
             compression,
-            earlier: Arc::new(earlier),
+            earlier: Arc::default(),
             pages,
             progress,
             runtime: Handle::current(),
             next: Arc::new(AtomicU32::new(1)),
             stop: Arc::new(AtomicBool::new(false)),
             frames: Arc::new(Frames::new(compression)),
+        }
+    }
+
+    /// The same packer, which takes over what an interrupted backup left, where it can.
+    pub fn resuming(self, earlier: Earlier) -> Self {
+        Self {
+            earlier: Arc::new(earlier),
+            ..self
         }
     }
 
@@ -330,11 +337,7 @@ impl Packer {
 
     pub(super) async fn put_index(&self, index: &Index) -> Result<()> {
         let key = format!("{}/{}", self.directory, index.object.key);
-        Ok(self
-            .repository
-            .store()
-            .put(&key, index.content.clone())
-            .await?)
+        Ok(self.store.put(&key, index.content.clone()).await?)
     }
 
     /// Waits until the pack is durable, and then puts its index.
@@ -368,11 +371,7 @@ impl Packer {
     ) -> Result<WrittenObject> {
         let writer = {
             let _inside = self.runtime.enter();
-            ObjectWriter::new(
-                self.repository.store(),
-                format!("{}/{key}", self.directory),
-                expected,
-            )
+            ObjectWriter::new(&self.store, format!("{}/{key}", self.directory), expected)
         };
         let mut sink = |bytes| writer.write(bytes);
         let sink: &mut dyn FnMut(Bytes) -> Result<()> = &mut sink;

@@ -16,12 +16,13 @@ use super::packer::{self, DonePack, Packer};
 use super::scan::Found;
 use crate::config::Compression;
 use crate::error::{Error, Result};
+use crate::repository::System;
 use crate::repository::codec;
 use crate::repository::index::{self, Made, Member};
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::marker::StoredObject;
 use crate::repository::pack::PackWriter;
-use crate::repository::{Repository, System};
+use crate::storage::Store;
 
 /// So many of the newest unfinished backups are looked at.
 const BACKUPS: usize = 3;
@@ -98,7 +99,7 @@ impl Earlier {
         let indexes = listed.iter().filter(|i| i.key.ends_with(".index.zst"));
         let read = futures::stream::iter(indexes.map(|info| info.key.clone()).collect::<Vec<_>>())
             .map(|index| async move {
-                let text = read_index(system.repository(), &index).await?;
+                let text = read_index(system.store(), &index).await?;
                 Ok::<_, Error>(text.and_then(|text| Some((first_of(&text)?, index))))
             })
             .buffer_unordered(AT_ONCE)
@@ -131,13 +132,13 @@ impl Earlier {
     /// The pack that begins with it, and its members.
     pub async fn pack_at(
         &self,
-        repository: &Repository,
+        store: &Store,
         path: &str,
     ) -> Result<Option<(&EarlierPack, Vec<Member>)>> {
         let Some(pack) = self.packs.get(path) else {
             return Ok(None);
         };
-        let Some(text) = read_index(repository, &pack.index).await? else {
+        let Some(text) = read_index(store, &pack.index).await? else {
             return Ok(None);
         };
         let members = index::read(&text[..], &pack.name)?.collect::<Result<Vec<_>>>()?;
@@ -152,7 +153,7 @@ impl Packer {
         let Some(first) = batch.first() else {
             return Ok(None);
         };
-        let asked = self.earlier.pack_at(&self.repository, &first.member.path);
+        let asked = self.earlier.pack_at(&self.store, &first.member.path);
         let (pack, earlier) = match self.runtime.block_on(asked) {
             Ok(Some((pack, earlier))) if earlier.len() == batch.len() => (pack, earlier),
             Ok(_) => return Ok(None),
@@ -220,7 +221,7 @@ impl Packer {
     ) -> Result<Option<DonePack>> {
         let key = keys::backup::pack(number);
         let to = format!("{}/{key}", self.directory);
-        let store = self.repository.store();
+        let store = &self.store;
         let size = pack.made.size;
         if !store.copy(&pack.key, &to, size).await?
             || store.head(&to).await?.is_none_or(|copy| copy.size != size)
@@ -242,8 +243,8 @@ impl Packer {
 }
 
 /// The plain text; `None` if it is not there any more, or damaged.
-async fn read_index(repository: &Repository, key: &str) -> Result<Option<Vec<u8>>> {
-    let Some(stored) = repository.store().get(key).await? else {
+async fn read_index(store: &Store, key: &str) -> Result<Option<Vec<u8>>> {
+    let Some(stored) = store.get(key).await? else {
         return Ok(None);
     };
     Ok(codec::decode(&stored, LARGEST_INDEX).ok())
