@@ -42,7 +42,7 @@ use crate::wal::wait;
 
 use file::Pages;
 use incremental::parent::{Base, Choice};
-use incremental::{Baseline, Rule};
+use incremental::{Baseline, Comparison, Rule};
 use manifest::StreamedManifest;
 use packer::Packer;
 use resume::Earlier;
@@ -176,7 +176,9 @@ async fn run(
         Some(base) => Some(baseline(settings, client, system, source, base, start).await?),
         None => None,
     };
-    let change_rule = baseline.as_ref().map(|baseline| baseline.rule.name());
+    let change_rule = baseline
+        .as_ref()
+        .map(|baseline| baseline.comparison.rule.name());
     let progress = Progress::new("backup", None);
     for id in &earlier.backups {
         tracing::info!("backup {id} was interrupted: what is still the same is taken over");
@@ -371,10 +373,12 @@ async fn baseline(
     };
     Ok(Baseline {
         members: Members::new(system, parent)?,
-        start: parent.start_lsn,
-        rule,
-        block_size: source.control.block_size,
-        blocks_per_file: source.control.relation_segment_blocks,
+        comparison: Comparison {
+            start: parent.start_lsn,
+            rule,
+            block_size: source.control.block_size,
+            blocks_per_file: source.control.relation_segment_blocks,
+        },
     })
 }
 

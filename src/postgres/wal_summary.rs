@@ -222,7 +222,7 @@ fn ends_early() -> FormatError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -279,9 +279,9 @@ mod tests {
     }
 
     /// As PostgreSQL writes it: tablespace, database, relation, fork, limit; and the blocks.
-    type Entry = ([u32; 5], BTreeSet<u32>);
+    pub(crate) type Entry = ([u32; 5], BTreeSet<u32>);
 
-    fn encode(entries: &[Entry]) -> Vec<u8> {
+    pub(crate) fn encode(entries: &[Entry]) -> Vec<u8> {
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         for (head, blocks) in entries {
             let chunks = blocks.last().map_or(0, |last| last / CHUNK_BLOCKS + 1);
@@ -358,6 +358,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn every_block_comes_back_however_dense_the_chunks_are(
             sparse in prop::collection::btree_set(0u32..300_000, 0..50),

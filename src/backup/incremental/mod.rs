@@ -8,6 +8,8 @@
 pub mod file;
 pub mod parent;
 pub mod summaries;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
@@ -92,7 +94,13 @@ impl Rule {
 pub struct Baseline {
     /// Its files, in order.
     pub members: Members,
-    /// Where it starts.
+    /// How what is found is compared with them.
+    pub comparison: Comparison,
+}
+
+/// How a file is compared with what the parent has of it.
+pub struct Comparison {
+    /// Where the parent starts.
     pub start: Lsn,
     /// How changes are told.
     pub rule: Rule,
@@ -108,23 +116,31 @@ impl Baseline {
     /// # Errors
     /// An index of the parent cannot be read.
     pub fn basis(&mut self, found: &Found) -> Result<Basis> {
-        if found.member.kind != MemberKind::File {
-            return Ok(Basis::Nothing);
-        }
-        // The maps of free space and visibility change without a new LSN, and WAL summaries of
-        // older releases miss changes of the latter. An unlogged relation's init fork is tiny.
-        let relation = RelationFile::parse(Path::new(&found.member.path))
-            .filter(|relation| relation.kind == Fork::Main);
-        let Some(relation) = relation else {
+        let Some(relation) = Comparison::applies_to(found) else {
             return Ok(Basis::Nothing);
         };
-        let Some(parent) = self.members.find(&found.member.path)? else {
-            return Ok(Basis::Nothing);
-        };
-        Ok(match self.known(&relation, parent) {
-            Some(known) => self.by_rule(&relation, found.member.size, known),
+        Ok(match self.members.find(&found.member.path)? {
+            Some(parent) => self.comparison.basis(&relation, found.member.size, parent),
             None => Basis::Nothing,
         })
+    }
+}
+
+impl Comparison {
+    /// Only main forks are compared. The maps of free space and visibility change without a new
+    /// LSN, and WAL summaries of older releases miss changes of the latter. An unlogged
+    /// relation's init fork is tiny.
+    pub fn applies_to(found: &Found) -> Option<RelationFile> {
+        RelationFile::parse(Path::new(&found.member.path))
+            .filter(|relation| relation.kind == Fork::Main && found.member.kind == MemberKind::File)
+    }
+
+    /// What is known of a file of `size` bytes that the `parent` has, too.
+    pub fn basis(&self, relation: &RelationFile, size: u64, parent: Member) -> Basis {
+        match self.known(relation, parent) {
+            Some(known) => self.by_rule(relation, size, known),
+            None => Basis::Nothing,
+        }
     }
 
     /// What the parent's line says, where blocks of it can be relied upon.
