@@ -269,7 +269,7 @@ fn a_copy_never_holds_an_incremental_backup_without_all_that_it_stands_on() {
     let done = copy(&site);
     let order = [&full["id"], &links[0]["id"], &links[1]["id"]];
     assert_eq!(done["copied"]["backups"], serde_json::json!(order));
-    assert_eq!(contents(&site.near), contents(&far));
+    assert_eq!(far.keys_with("/backups/"), site.near.keys_with("/backups/"));
 }
 
 #[test]
