@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;

@@ -148,7 +148,7 @@ impl Merger {
         for (member, crc32c) in files.zip(&crcs) {
             member.crc32c = Some(*crc32c);
         }
-        index::write(&mut text, &pack_key, &members)
+        index::write(&mut text, &pack_key, None, &members)
             .map_err(|error| Error::failed("cannot write an index").because(error))?;
         let stored = FrameCompressor::new(self.compression)?.compress(&text)?;
         let index = StoredObject {

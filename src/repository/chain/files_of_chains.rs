@@ -139,7 +139,7 @@ async fn back_up(system: &System, files: &Files, parent: Option<(&Marker, &Files
         }
         let summary = writer.finish().unwrap();
         let mut text = Vec::new();
-        index::write(&mut text, &pack, &summary.members).unwrap();
+        index::write(&mut text, &pack, None, &summary.members).unwrap();
         let text = FrameCompressor::new(Compression::default())
             .unwrap()
             .compress(&text)
