@@ -62,17 +62,18 @@ pub fn scan(
     cut: impl Fn(&str) -> bool,
     mut batch: impl FnMut(Vec<Found>) -> Result<()>,
 ) -> Result<()> {
+    let pack_bytes = pack_bytes();
     let mut current = Vec::new();
     let mut bytes = 0;
     let mut found = |mut found: Found| {
         let size = weigh(&mut found)?;
-        if bytes + size > BATCH_BYTES || current.len() >= BATCH_MEMBERS || cut(&found.member.path) {
+        if bytes + size > pack_bytes || current.len() >= BATCH_MEMBERS || cut(&found.member.path) {
             bytes = 0;
             if !current.is_empty() {
                 batch(std::mem::take(&mut current))?;
             }
         }
-        if size >= BATCH_BYTES {
+        if size >= pack_bytes {
             return batch(vec![found]);
         }
         bytes += size;
@@ -85,6 +86,19 @@ pub fn scan(
     } else {
         batch(current)
     }
+}
+
+/// How much makes a pack. In builds for tests `SEAWALL_TEST_PACK_BYTES` says so: few databases
+/// of tests would have more than one.
+fn pack_bytes() -> u64 {
+    #[cfg(feature = "fault-injection")]
+    if let Some(bytes) = std::env::var("SEAWALL_TEST_PACK_BYTES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
+        return bytes;
+    }
+    BATCH_BYTES
 }
 
 fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> {

@@ -223,7 +223,8 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                 assert!(number > 15, "only {} calls", number - 1);
                 break;
             }
-            assert!(number < 100, "it does not end");
+            // A slow machine asks for its WAL more often.
+            assert!(number < 400, "it does not end");
         }
         assert!(whole > 2 && none > 2, "{whole} whole, {none} none");
     });
