@@ -175,6 +175,14 @@ impl Packer {
                     }
                 });
             }
+            if self.progress.is_shown() {
+                // Beside the work: nobody waits for a total.
+                scope.spawn(|| {
+                    if let Ok(total) = scan::total_size(tree, || self.check_stopped()) {
+                        self.progress.set_total(total);
+                    }
+                });
+            }
             let scanning = scope.spawn(move || {
                 let block_size = self.pages.block_size;
                 let weigh = |found: &mut Found| {

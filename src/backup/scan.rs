@@ -88,6 +88,16 @@ pub fn scan(
     }
 }
 
+/// How many bytes the files have together that a scan finds; `go_on` is asked at each.
+pub fn total_size(tree: &Tree, go_on: impl Fn() -> Result<()>) -> Result<u64> {
+    let mut total = 0;
+    walk(tree, &mut |found: Found| {
+        total += found.member.size;
+        go_on()
+    })?;
+    Ok(total)
+}
+
 /// How much makes a pack. In builds for tests `SEAWALL_TEST_PACK_BYTES` says so: few databases
 /// of tests would have more than one.
 fn pack_bytes() -> u64 {
@@ -367,6 +377,22 @@ mod tests {
             files.is_sorted_by(|a, b| order::compare(a, b).is_lt()),
             "{files:?}"
         );
+    }
+
+    #[test]
+    fn the_total_is_that_of_all_files_and_counting_can_be_ended() {
+        let scratch = tempfile::tempdir().unwrap();
+        for path in ["base/5/1", "global/3", "x"] {
+            touch(scratch.path(), path);
+            std::fs::write(scratch.path().join(path), [0; 1000]).unwrap();
+        }
+        let tree = Tree {
+            data_directory: scratch.path().to_owned(),
+            tablespace_version: String::new(),
+            tablespaces: Vec::new(),
+        };
+        assert_eq!(total_size(&tree, || Ok(())).unwrap(), 3000);
+        assert!(total_size(&tree, || Err(Error::failed("stop"))).is_err());
     }
 
     #[test]
