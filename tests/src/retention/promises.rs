@@ -361,7 +361,7 @@ pub async fn nothing_unneeded(world: &World, repository: usize, promises: &Promi
                 let mut backups = seen.whole.iter().map(|at| &world.backups[*at]).filter(|b| {
                     b.start.system == line.0 && world.is_on_line(b.start.timeline, b.stop, *line)
                 });
-                let none = backups.clone().all(|b| b.damaged);
+                let none = backups.clone().all(|b| !b.is_good());
                 passed && (none || backups.any(|b| b.start.segment <= place.segment))
             });
         assert!(used, "{name}: nothing wants {place:?} any more");
