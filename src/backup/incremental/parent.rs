@@ -181,9 +181,8 @@ fn why_not(
 }
 
 fn doomed(tombstones: &Tombstones, backup: &Marker) -> Option<String> {
-    let mut all = tombstones.read.iter();
-    all.any(|(_, tombstone)| tombstone.names_backup(backup.system_id, &backup.id))
-        .then(|| format!("{} is about to be deleted", backup.id))
+    let named = tombstones.read.iter().find_map(|(_, t)| t.names(backup))?;
+    Some(format!("{named} is about to be deleted"))
 }
 
 /// The candidate with its list of objects, if those of its whole chain are there.
