@@ -32,7 +32,7 @@ pub struct Base {
 /// What is to be taken.
 pub enum Choice {
     /// An incremental backup.
-    On(Base),
+    On(Box<Base>),
     /// A full one, and why it is no incremental one.
     Full {
         /// Absent where a full one was asked for.
@@ -62,7 +62,7 @@ pub async fn choose(
     match (found, &settings.parent) {
         (Ok(base), _) => {
             tracing::info!("an incremental backup on top of {}", base.parent.id);
-            Ok(Choice::On(base))
+            Ok(Choice::On(Box::new(base)))
         }
         (Err(why), None) => {
             tracing::warn!("a full backup is taken instead of an incremental one: {why}");
