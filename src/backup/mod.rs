@@ -116,7 +116,7 @@ pub async fn take(settings: &Settings, client: &Client, repository: &Repository)
         }
     };
     let (base, full_because) = match choice {
-        Choice::On(base) => (Some(base), None),
+        Choice::On(base) => (Some(*base), None),
         Choice::Full { because } => (None, because),
     };
     let kind = match &base {

@@ -119,7 +119,7 @@ pub enum Fork {
 }
 
 /// A relation's file, from its path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelationFile {
     /// Which part of the relation.
     pub kind: Fork,

@@ -111,14 +111,15 @@ impl System {
     pub async fn lost_link(&self, links: &[BackupId]) -> Result<Option<String>> {
         let tombstones = self.repository().tombstones(self.cluster()).await?;
         for id in links {
-            let mut all = tombstones.read.iter();
-            if let Some((key, _)) = all.find(|(_, t)| t.names_backup(self.id(), id)) {
-                return Ok(Some(format!(
-                    "{key} says that backup {id} is to be deleted"
-                )));
-            }
-            if self.marker_if_finished(id).await?.is_none() {
-                return Ok(Some(format!("backup {id} is not there any more")));
+            let marker = match self.marker_if_finished(id).await? {
+                Some(marker) => marker?,
+                None => return Ok(Some(format!("backup {id} is not there any more"))),
+            };
+            // Also where only its WAL is named: who wrote it may yet withdraw it for that.
+            for (key, tombstone) in &tombstones.read {
+                if let Some(named) = tombstone.names(&marker) {
+                    return Ok(Some(format!("{key} says that {named} is to be deleted")));
+                }
             }
         }
         Ok(None)

@@ -103,7 +103,7 @@ impl Tombstone {
     }
 
     /// What it names of a backup and of the WAL that this needs.
-    pub(super) fn names(&self, marker: &Marker) -> Option<String> {
+    pub fn names(&self, marker: &Marker) -> Option<String> {
         if self.names_backup(marker.system_id, &marker.id) {
             return Some(format!("backup {}", marker.id));
         }

@@ -2,10 +2,17 @@
 //! the same data, whatever became of files in between; PostgreSQL's own `pg_combinebackup` merges
 //! it; and where nothing tells what changed, all of it is copied.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use seawall::postgres::layout::{Fork, RelationFile};
+use seawall::postgres::wal_summary::{BlockChanges, SummaryName};
 use seawall_tests::judge::{self, Dump};
 use seawall_tests::postgres::{Builder, Stop};
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, Combined, ConfigFile, PostgresVersion, Repository, Site, seawall};
+use seawall_tests::{
+    Cluster, Combined, ConfigFile, PostgresVersion, Repository, Run, Site, seawall, wait_until,
+};
 use serde_json::Value;
 
 /// How the blocks that changed are told from others.
@@ -305,4 +312,105 @@ fn after_a_failover_the_parent_must_lie_in_the_past_of_the_new_timeline() {
     let taken = call.run().success().json();
     assert_eq!(taken["parent"]["id"], full["id"], "{taken}");
     assert_eq!(taken["timeline"], 2);
+}
+
+/// The WAL summaries of a server, finished ones.
+fn summaries(site: &Site) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(site.wal("summaries")).unwrap().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let finished = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.parse::<SummaryName>().is_ok()
+    };
+    paths.filter(finished).collect()
+}
+
+#[test]
+fn wal_summaries_are_read_as_pg_walsummary_reads_them() {
+    let site = Site::with(builder(18, Rule::WalSummaries)).start();
+    furnish(&site);
+    live(&site, 1);
+    site.cluster.sql("CHECKPOINT");
+    let end = site
+        .cluster
+        .sql("SELECT redo_lsn FROM pg_control_checkpoint()");
+    wait_until("the server has summarized its WAL", PATIENCE, || {
+        let sql = format!("SELECT summarized_lsn >= '{end}' FROM pg_get_wal_summarizer_state()");
+        site.cluster.sql(&sql) == "t"
+    });
+    let program = site.cluster.version().own("pg_walsummary").unwrap();
+    let (mut blocks, mut limits, mut databases) = (0, 0, 0);
+    for path in summaries(&site) {
+        let mut changes = BlockChanges::default();
+        changes.add(&std::fs::read(&path).unwrap()).unwrap();
+        let mut theirs: BTreeMap<RelationFile, (Option<u32>, BTreeSet<u32>)> = BTreeMap::new();
+        let said = Run::new(&program).arg("-i").arg(&path).run().success();
+        for line in said.stdout.lines() {
+            // TS 1663, DB 5, REL 16384, FORK main: block 3
+            let words: Vec<&str> = line
+                .split([' ', ',', ':'])
+                .filter(|w| !w.is_empty())
+                .collect();
+            let number = |at: usize| words[at].parse::<u32>().unwrap();
+            if words[7] != "main" {
+                continue;
+            }
+            let relation = RelationFile {
+                kind: Fork::Main,
+                tablespace: number(1),
+                database: number(3),
+                relfilenode: number(5),
+                segment: 0,
+            };
+            if relation.relfilenode == 0 {
+                assert!(changes.database_was_made(relation.tablespace, relation.database));
+                databases += 1;
+                continue;
+            }
+            let known = theirs.entry(relation).or_default();
+            match words[8] {
+                "limit" => {
+                    known.0 = Some(number(9));
+                    limits += 1;
+                }
+                "block" => {
+                    known.1.insert(number(9));
+                    blocks += 1;
+                }
+                other => panic!("{other}: {line}"),
+            }
+        }
+        for (relation, (limit, blocks)) in theirs {
+            let ours = changes.of(&relation).unwrap();
+            assert_eq!(ours.limit_block, limit, "{relation:?}");
+            assert!(ours.blocks.iter().eq(blocks), "{relation:?}");
+        }
+    }
+    assert!(blocks > 1000 && limits > 10 && databases > 0);
+}
+
+#[test]
+fn where_a_wal_summary_is_missing_pages_are_compared_instead() {
+    let site = Site::with(builder(18, Rule::WalSummaries)).start();
+    let full = site.backup();
+    site.cluster
+        .sql("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n");
+    assert_eq!(incremental(&site)["change_rule"], "wal-summaries");
+    site.cluster.sql("UPDATE t SET n = -n");
+    for path in summaries(&site) {
+        std::fs::remove_file(path).unwrap();
+    }
+    let call = site
+        .seawall("backup")
+        .args(["--kind", "incremental", "--json"]);
+    let id = full["id"].as_str().unwrap();
+    let output = call.args(["--parent", id]).run().success();
+    assert!(output.stderr.contains("WAL summar"), "{}", output.stderr);
+    let taken = output.json();
+    assert_eq!(taken["change_rule"], "page-lsn");
+    site.cluster.archive_all(PATIENCE);
+    let dump = judge::dump(&site.cluster);
+    Combined::unpack(&site, "chain", &[&full, &taken]).each("chain", |restored| {
+        judge_fully(&dump, restored);
+    });
 }

@@ -7,124 +7,14 @@ use jiff::{SignedDuration, Timestamp};
 use seawall::config::RetentionConfig;
 use seawall::error::Exit;
 use seawall::postgres::{Lsn, SegmentName};
-use seawall::repository::keys::BackupId;
 use seawall::repository::pins::Pin;
 use seawall::repository::tombstones::{DoomedBackup, Tombstone};
-use seawall::retention::expire::look;
-use seawall::retention::{self, Inventory, Other, Plan, Relation, Settings};
+use seawall::retention::{self, Inventory, Other, Relation};
 use seawall::storage::simulated::Gate;
-use seawall_tests::retention::world::{
-    Backup, CLUSTER, CONTENT, DATA, Place, SIZE, World, timeline_id,
+use seawall_tests::retention::case::{
+    WAIT, backup, full, going, plan, put, settings, wal, with_world,
 };
-
-const WAIT: Duration = Duration::from_secs(24 * 3600);
-
-fn full(number: u32) -> RetentionConfig {
-    RetentionConfig {
-        full: Some(number),
-        ..RetentionConfig::default()
-    }
-}
-
-/// Runs a test on a world with these rules in each repository.
-fn with_world(rules: Vec<RetentionConfig>, test: impl AsyncFnOnce(World)) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(async { test(World::new(rules).await).await });
-}
-
-/// A backup of the first repository, a day after what was before; its number.
-async fn backup(world: &mut World) -> usize {
-    backup_on(world, None).await
-}
-
-/// The same, on top of another one.
-async fn backup_on(world: &mut World, parent: Option<usize>) -> usize {
-    world.clock.advance(WAIT);
-    let (system, timeline) = world.current;
-    let segment = world.archive((system, timeline)).await;
-    let number = world.backups.len();
-    let id = format!(
-        "{}-{}-{number:08x}",
-        world.now().strftime("%Y%m%dT%H%M%SZ"),
-        parent.map_or("full", |_| "incr"),
-    );
-    world.backups.push(Backup {
-        id: id.parse().unwrap(),
-        start: Place {
-            system,
-            timeline,
-            segment,
-        },
-        stop: Lsn(segment * SIZE.bytes() + 4096),
-        ended: world.now(),
-        damaged: false,
-        parent,
-        acknowledged: Default::default(),
-    });
-    put(world, 0, number).await;
-    world.archive((system, timeline)).await;
-    number
-}
-
-/// Puts a backup into a repository.
-async fn put(world: &World, repository: usize, number: usize) {
-    let backup = &world.backups[number];
-    let system = world.system(repository, backup.start.system, &Gate::open());
-    system.register(15, SIZE).await.unwrap();
-    for key in DATA {
-        let key = format!("{}/{key}", system.keys().backup(&backup.id));
-        system
-            .store()
-            .put(&key, CONTENT.to_vec().into())
-            .await
-            .unwrap();
-    }
-    system.commit(&world.marker(backup)).await.unwrap();
-}
-
-fn settings<'a>(
-    rules: &'a RetentionConfig,
-    others: &'a [Other],
-    clock: &'a (dyn Fn() -> Timestamp + Sync),
-) -> Settings<'a> {
-    Settings {
-        cluster: CLUSTER,
-        rules,
-        wait: WAIT,
-        others,
-        clock,
-    }
-}
-
-/// The plan for the first repository.
-async fn plan(world: &World, others: &[Other]) -> Plan {
-    let rules = &world.repositories[0].rules;
-    let clock = world.clock.clone();
-    let clock = || clock.now();
-    let repository = world.repository(0, &Gate::open());
-    look(&repository, &settings(rules, others, &clock))
-        .await
-        .unwrap()
-}
-
-/// Which backups of the world go.
-fn going(world: &World, plan: &Plan) -> Vec<usize> {
-    let backups = plan.systems.iter().flat_map(|system| &system.backups);
-    let gone = backups.filter(|backup| backup.goes);
-    let number = |id: &BackupId| world.backups.iter().position(|backup| backup.id == *id);
-    gone.filter_map(|backup| number(&backup.id)).collect()
-}
-
-/// The numbers of the segments that go on the first timeline.
-fn wal(plan: &Plan) -> Vec<(u64, u64)> {
-    let ranges = plan.systems.iter().flat_map(|system| &system.wal);
-    ranges
-        .map(|range| (range.first_number, range.last_number))
-        .collect()
-}
+use seawall_tests::retention::world::{CLUSTER, SIZE, World, timeline_id};
 
 #[test]
 fn without_a_rule_nothing_goes_ever() {
@@ -182,54 +72,6 @@ fn periods_keep_their_newest_backup_with_its_own_wal_alone() {
         let sunday = world.backups[1].start.segment;
         let last = world.backups[4].start.segment;
         assert_eq!(wal(&plan), [(1, sunday - 1), (sunday + 1, last - 1)]);
-    });
-}
-
-#[test]
-fn an_incremental_backup_stays_with_its_whole_chain_and_counts_as_no_full_one() {
-    let rules = RetentionConfig {
-        daily: Some(2),
-        ..full(1)
-    };
-    with_world(vec![rules], async |mut world| {
-        let first = backup(&mut world).await;
-        let second = backup(&mut world).await;
-        // Two chains, side by side; each day has one link.
-        let one = backup_on(&mut world, Some(first)).await;
-        let two = backup_on(&mut world, Some(second)).await;
-        let three = backup_on(&mut world, Some(one)).await;
-        assert_eq!(going(&world, &plan(&world, &[]).await), [0; 0]);
-        // Until there is another full one: then the newest two days.
-        let third = backup(&mut world).await;
-        assert_eq!(going(&world, &plan(&world, &[]).await), [second, two]);
-        let pin = Pin::new(world.backups[two].id.clone(), "audit", None, world.now());
-        let system = world.system(0, 0, &Gate::open());
-        system.pin(&pin).await.unwrap();
-        assert_eq!(going(&world, &plan(&world, &[]).await), [0; 0]);
-        let fourth = backup(&mut world).await;
-        let gone = going(&world, &plan(&world, &[]).await);
-        assert_eq!(gone, [first, one, three], "{third} and {fourth} stay");
-    });
-}
-
-#[test]
-fn an_incremental_backup_without_its_chain_is_not_committed_and_is_worth_nothing() {
-    with_world(vec![full(1)], async |mut world| {
-        let first = backup(&mut world).await;
-        let one = backup_on(&mut world, Some(first)).await;
-        let system = world.system(0, 0, &Gate::open());
-        let key = system.keys().marker(&world.backups[first].id);
-        system.store().delete(&key).await.unwrap();
-        let inventory = Inventory::load(system.repository(), CLUSTER, world.now());
-        let inventory = inventory.await.unwrap();
-        let [orphan] = &inventory.systems[0].backups[..] else {
-            panic!("one backup")
-        };
-        assert!(!orphan.restorable && !orphan.sound && !orphan.good);
-        let mut another = world.backups[one].clone();
-        another.id = "20991231T235959Z-incr-00000000".parse().unwrap();
-        let error = system.commit(&world.marker(&another)).await.unwrap_err();
-        assert!(error.to_string().contains("not committed"), "{error}");
     });
 }
 

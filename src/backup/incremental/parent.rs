@@ -32,7 +32,7 @@ pub struct Base {
 /// What is to be taken.
 pub enum Choice {
     /// An incremental backup.
-    On(Base),
+    On(Box<Base>),
     /// A full one, and why it is no incremental one.
     Full {
         /// Absent where a full one was asked for.
@@ -62,7 +62,7 @@ pub async fn choose(
     match (found, &settings.parent) {
         (Ok(base), _) => {
             tracing::info!("an incremental backup on top of {}", base.parent.id);
-            Ok(Choice::On(base))
+            Ok(Choice::On(Box::new(base)))
         }
         (Err(why), None) => {
             tracing::warn!("a full backup is taken instead of an incremental one: {why}");
@@ -181,9 +181,8 @@ fn why_not(
 }
 
 fn doomed(tombstones: &Tombstones, backup: &Marker) -> Option<String> {
-    let mut all = tombstones.read.iter();
-    all.any(|(_, tombstone)| tombstone.names_backup(backup.system_id, &backup.id))
-        .then(|| format!("{} is about to be deleted", backup.id))
+    let named = tombstones.read.iter().find_map(|(_, t)| t.names(backup))?;
+    Some(format!("{named} is about to be deleted"))
 }
 
 /// The candidate with its list of objects, if those of its whole chain are there.

@@ -153,7 +153,7 @@ impl World {
             }
             Event::CopyBack => {
                 // WAL knows nothing of it, and need not.
-                std::fs::rename(self.path(), self.directory.path().join("old")).unwrap();
+                std::fs::remove_file(self.path()).unwrap();
             }
             Event::Damage(block) if block < blocks && self.checksums => {
                 // Only checksums find it, and only where the page is read.

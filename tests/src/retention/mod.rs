@@ -4,6 +4,7 @@
 //! that really lie in the stores; nothing here asks the plan under test.
 
 pub mod actor;
+pub mod case;
 pub mod history;
 pub mod promises;
 pub mod world;

@@ -132,12 +132,6 @@ impl Promises {
             let backup = &world.backups[*at];
             !backup.damaged && backup.acknowledged.borrow().contains(&repository)
         };
-        let acknowledged_at_all = |at: &&usize| {
-            world.backups[**at]
-                .acknowledged
-                .borrow()
-                .contains(&repository)
-        };
         let must = |backup: usize, why: &str| {
             let chain = world.chain(backup);
             assert!(
@@ -147,17 +141,6 @@ impl Promises {
                 world.backups[backup].id
             );
         };
-        // Whoever has acknowledged it never leaves an incremental backup without its chain.
-        for at in seen.whole.iter().filter(|at| acknowledged_at_all(at)) {
-            for link in world.chain(*at) {
-                assert!(
-                    seen.whole.contains(&link),
-                    "{name}: backup {} is there without {}",
-                    world.backups[*at].id,
-                    world.backups[link].id
-                );
-            }
-        }
         for (backup, until) in &self.pins {
             if until.is_none_or(|until| until > world.now()) {
                 must(*backup, "since it is pinned");
@@ -361,7 +344,7 @@ pub async fn nothing_unneeded(world: &World, repository: usize, promises: &Promi
                 let mut backups = seen.whole.iter().map(|at| &world.backups[*at]).filter(|b| {
                     b.start.system == line.0 && world.is_on_line(b.start.timeline, b.stop, *line)
                 });
-                let none = backups.clone().all(|b| b.damaged);
+                let none = backups.clone().all(|b| !b.is_good());
                 passed && (none || backups.any(|b| b.start.segment <= place.segment))
             });
         assert!(used, "{name}: nothing wants {place:?} any more");
