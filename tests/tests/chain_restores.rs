@@ -200,8 +200,9 @@ fn a_merged_backup_is_what_a_restore_would_be_and_takes_the_place_of_its_chain()
     // What is full already, and what is not there.
     let again = site.seawall("merge").arg(id(&merged)).run();
     again.exits_with(4).says("full one already");
-    let none = "20200101T000000Z-incremental-00000000";
-    site.seawall("merge").arg(none).run().exits_with(5);
+    let (begin, _) = id(&chain[3]).rsplit_once('-').unwrap();
+    let none = format!("{begin}-00000000");
+    site.seawall("merge").arg(&none).run().exits_with(5);
 }
 
 #[test]
@@ -230,7 +231,9 @@ fn a_merge_that_is_killed_or_whose_nth_call_fails_leaves_the_chain_as_it_was() {
     let newest: BackupId = id(&chain[2]).parse().unwrap();
     runtime().block_on(async {
         let (memory, _) = with_plan(&url, impatient(), &"seed=1".parse().unwrap());
-        for key in site.near.files() {
+        // What a killed writer leaves has such a name.
+        let files = site.near.files().into_iter();
+        for key in files.filter(|key| !key.contains('#')) {
             memory
                 .store()
                 .put(&key, site.near.bytes(&key).into())

@@ -107,7 +107,9 @@ fn what_is_right_keeps_its_inode_and_the_rest_becomes_the_backups() {
     let hard = to.join("base/4/PG_VERSION");
     std::fs::remove_file(&hard).unwrap();
     std::fs::hard_link(outside.join("precious"), &hard).unwrap();
-    std::fs::create_dir_all(to.join("base/77777/deep")).unwrap();
+    for directory in ["base/77777/deep", "pg_wal/archive_status"] {
+        std::fs::create_dir_all(to.join(directory)).unwrap();
+    }
     for foreign in [
         "holiday.jpg",
         "base/5/99999",
