@@ -27,44 +27,36 @@ use crate::target::is_ours;
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 20;
 
-/// Whether `path` is a file of exactly the content of `file`. Its mode is then made right.
-pub(crate) fn is_already(
+/// The CRC-32C of `path` if it is a file of exactly the content of `file`. Its mode is then made
+/// right.
+pub(crate) fn crc32c_if_already(
     path: &Path,
     file: &ChainFile,
     buffer: &mut Vec<u8>,
     waiter: &Waiter,
-) -> Result<bool> {
+) -> Result<Option<u32>> {
     let Some(digest) = file.digest else {
-        return Ok(false);
+        return Ok(None);
     };
     let Some(metadata) = plain_file(path)? else {
-        return Ok(false);
+        return Ok(None);
     };
     if metadata.len() != file.size {
-        return Ok(false);
+        return Ok(None);
     }
-    let mut hasher = PlainHasher::default();
+    let (mut hasher, mut crc) = (PlainHasher::default(), 0);
     read(path, buffer, |bytes| {
         hasher.update(bytes);
+        crc = crc32c::crc32c_append(crc, bytes);
         waiter.check()
     })?;
     if hasher.finish() != digest {
-        return Ok(false);
+        return Ok(None);
     }
     if metadata.permissions().mode() & 0o7777 != file.mode {
         set_mode(path, file.mode)?;
     }
-    Ok(true)
-}
-
-/// The CRC-32C of a file.
-pub(crate) fn crc32c_of(path: &Path, buffer: &mut Vec<u8>) -> Result<u32> {
-    let mut crc = 0;
-    read(path, buffer, |bytes| {
-        crc = crc32c::crc32c_append(crc, bytes);
-        Ok(())
-    })?;
-    Ok(crc)
+    Ok(Some(crc))
 }
 
 /// Opens a file to compare and overwrite it, with the size that it is to have; a new one where

@@ -6,9 +6,10 @@
 //! backup alone, 4 MiB and a frame for each backup of a chain; the plan of two works. And one
 //! index for each backup of the chain.
 
-use std::fs::File;
+mod schedule;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use seawall::postgres::{label, layout};
 use seawall::progress::Progress;
 use seawall::repository::System;
 use seawall::repository::chain::files::ChainFile;
-use seawall::repository::chain::join::{Entry, Join};
+use seawall::repository::chain::join::Join;
 use seawall::repository::chain::read::{Part, Reader};
 use seawall::repository::marker::Marker;
 use seawall::repository::waiter::{StopSwitch, Waiter};
@@ -27,15 +28,9 @@ use tokio::sync::mpsc;
 
 use crate::delta;
 use crate::manifest::NewManifest;
-use crate::objects::{blocking, create, make_directory, set_mode};
+use crate::objects::{blocking, create};
 use crate::write::Writer;
-
-/// A work holds about so many bytes, and a larger file is cut into parts of exactly so many: a
-/// power of two, as [`Subtree`] wants it.
-const PART_SIZE: u64 = 64 << 20;
-
-/// And at most so many files.
-const PART_FILES: usize = 4096;
+use schedule::{PART_SIZE, Schedule, Split, Work};
 
 /// What was written.
 #[derive(Debug, Default)]
@@ -159,114 +154,6 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Some small files, or a part of a large one.
-struct Work {
-    parts: Vec<Part>,
-    split: Option<(Arc<Split>, usize)>,
-}
-
-/// A file whose parts are written by several threads.
-struct Split {
-    file: File,
-    path: PathBuf,
-    whole: Arc<ChainFile>,
-    /// What is known of each part that is written.
-    parts: Mutex<Vec<Option<(Subtree, u32)>>>,
-    left: AtomicUsize,
-}
-
-/// The thread that plans.
-struct Schedule<'a> {
-    shared: &'a Shared,
-    sender: mpsc::Sender<Work>,
-    parts: Vec<Part>,
-    bytes: u64,
-    files: u64,
-}
-
-impl<'a> Schedule<'a> {
-    fn new(shared: &'a Shared, sender: mpsc::Sender<Work>) -> Self {
-        Self {
-            shared,
-            sender,
-            parts: Vec::new(),
-            bytes: 0,
-            files: 0,
-        }
-    }
-
-    /// Returns how many files there are.
-    fn run(&mut self, join: Join) -> Result<u64> {
-        for entry in join {
-            match entry? {
-                Entry::Directory(member) => {
-                    let path = self.shared.means.root.join(&member.path);
-                    make_directory(&path)?;
-                    set_mode(&path, member.mode)?;
-                }
-                Entry::File(file) => self.file(file)?,
-            }
-        }
-        self.flush()?;
-        Ok(self.files)
-    }
-
-    fn file(&mut self, file: ChainFile) -> Result<()> {
-        self.files += 1;
-        // What may stay as it is, is judged as a whole.
-        let may_stay = self.shared.means.delta && file.digest.is_some();
-        if file.size > PART_SIZE && !may_stay {
-            return self.split(file);
-        }
-        self.bytes += file.size;
-        self.parts.push(Part::whole(file));
-        if self.bytes >= PART_SIZE || self.parts.len() >= PART_FILES {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn split(&mut self, file: ChainFile) -> Result<()> {
-        let path = self.shared.means.root.join(&file.path);
-        let opened = match self.shared.means.delta {
-            true => delta::open_in_place(&path, file.mode, file.size)?,
-            false => create(&path, file.mode)?,
-        };
-        let count = file.size.div_ceil(PART_SIZE) as usize;
-        let whole = Arc::new(file);
-        let split = Arc::new(Split {
-            file: opened,
-            path,
-            whole: Arc::clone(&whole),
-            parts: Mutex::new(vec![None; count]),
-            left: AtomicUsize::new(count),
-        });
-        for number in 0..count {
-            let start = number as u64 * PART_SIZE;
-            let end = (start + PART_SIZE).min(whole.size);
-            self.send(Work {
-                parts: vec![Part::new(Arc::clone(&whole), start..end)],
-                split: Some((Arc::clone(&split), number)),
-            })?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.bytes = 0;
-        let parts = std::mem::take(&mut self.parts);
-        match parts.is_empty() {
-            true => Ok(()),
-            false => self.send(Work { parts, split: None }),
-        }
-    }
-
-    fn send(&self, work: Work) -> Result<()> {
-        let sent = self.sender.blocking_send(work);
-        sent.map_err(|_| Error::failed("writing ended early"))
-    }
-}
-
 /// What the threads share.
 struct Shared {
     store: Store,
@@ -349,13 +236,15 @@ impl Worker<'_> {
             || file.path == layout::BACKUP_LABEL
             || is_left_out(&file.path);
         let path = self.shared.means.root.join(&file.path);
-        if special || !delta::is_already(&path, file, &mut self.buffer, &self.shared.waiter)? {
+        if special {
             return Ok(false);
         }
-        if let Some(manifest) = &self.shared.means.manifest {
-            let crc32c = delta::crc32c_of(&path, &mut self.buffer)?;
-            manifest.add(&file.path, file.size, file.modified, crc32c)?;
-        }
+        let waiter = &self.shared.waiter;
+        let there = delta::crc32c_if_already(&path, file, &mut self.buffer, waiter)?;
+        let Some(crc32c) = there else {
+            return Ok(false);
+        };
+        self.listed(file, file.size, crc32c)?;
         self.written.kept_files += 1;
         self.written.kept_bytes += file.size;
         self.shared.means.progress.add(file.size);

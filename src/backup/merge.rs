@@ -27,9 +27,6 @@ use crate::repository::waiter::{StopSwitch, Waiter};
 
 use packs::Merger;
 
-/// The field of a merged backup's marker that names what it was made of.
-const MERGED_FROM: &str = "merged_from";
-
 /// How a merge is done.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -178,10 +175,8 @@ async fn write(
     sums.objects
         .extend(copy_configuration(system, newest, &directory).await?);
     sums.objects.sort_by(|a, b| a.key.cmp(&b.key));
-    let mut other = newest.other.clone();
-    let from: Vec<String> = chain.iter().map(|marker| marker.id.to_string()).collect();
-    other.insert(MERGED_FROM.to_owned(), from.into());
-    Ok(Marker {
+    let from: Vec<BackupId> = chain.iter().map(|marker| marker.id.clone()).collect();
+    let mut merged = Marker {
         id,
         kind: BackupKind::Full,
         parent: None,
@@ -195,9 +190,10 @@ async fn write(
         damaged_pages: sums.damaged_pages,
         damaged_page_count: sums.damaged_page_count,
         objects: sums.objects,
-        other,
         ..newest.clone()
-    })
+    };
+    merged.merged_from(&from);
+    Ok(merged)
 }
 
 /// The configuration that lay outside the data directory, as the newest backup has it.

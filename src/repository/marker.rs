@@ -9,6 +9,9 @@ use crate::digest::{PlainDigest, StoredDigest};
 use crate::error::{Error, Result};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 
+/// The field of a merged backup's marker that names what it was made of.
+const MERGED_FROM: &str = "merged_from";
+
 /// Everything that is known of a base backup, with the names, sizes and digests of all its
 /// objects.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -190,6 +193,19 @@ impl Marker {
         parent.is_some_and(|parent| {
             (parent.timeline, parent.start_lsn) == (self.timeline, self.start_lsn)
         })
+    }
+
+    /// Says that it was merged from these, newest first.
+    pub fn merged_from(&mut self, chain: &[BackupId]) {
+        let chain: Vec<String> = chain.iter().map(ToString::to_string).collect();
+        self.other.insert(MERGED_FROM.to_owned(), chain.into());
+    }
+
+    /// Whether it was merged from `backup` and its chain, and so is the same as it.
+    pub fn is_merged_from(&self, backup: &BackupId) -> bool {
+        let chain = self.other.get(MERGED_FROM);
+        let newest = chain.and_then(|chain| chain.get(0)?.as_str());
+        newest.is_some_and(|newest| newest == backup.to_string())
     }
 
     /// PostgreSQL's major version.

@@ -26,6 +26,9 @@ const READ: &str = "read";
 /// Local files are read in pieces of this size.
 const PIECE: u64 = 1024 * 1024;
 
+/// But a part of up to so many bytes at once: whoever asks for it wants it as a whole.
+const AT_ONCE: u64 = 4 * PIECE;
+
 /// An object, or a part of one, as it arrives.
 ///
 /// Broken connections are resumed where they broke, within the retry policy; the stream ends
@@ -339,6 +342,8 @@ pub(super) fn pieces(result: GetResult) -> BoxStream<'static, object_store::Resu
         GetResultPayload::Stream(stream) => stream,
         GetResultPayload::File(file, path) => {
             let start = (Arc::new(file), range.start);
+            let is_short = range.end - range.start <= AT_ONCE;
+            let most = if is_short { AT_ONCE } else { PIECE };
             let path = Arc::new(path);
             futures::stream::try_unfold(start, move |(file, at)| {
                 let (end, path) = (range.end, Arc::clone(&path));
@@ -346,7 +351,7 @@ pub(super) fn pieces(result: GetResult) -> BoxStream<'static, object_store::Resu
                     if at >= end {
                         return Ok(None);
                     }
-                    let length = (end - at).min(PIECE) as usize;
+                    let length = (end - at).min(most) as usize;
                     let reader = Arc::clone(&file);
                     let read = tokio::task::spawn_blocking(move || read_at(&reader, at, length));
                     let piece = read

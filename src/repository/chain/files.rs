@@ -26,7 +26,7 @@ pub struct ChainFile {
     pub mode: u32,
     /// When its content last changed on the source.
     pub modified: Timestamp,
-    /// BLAKE3 of its bytes, where one backup holds it whole.
+    /// BLAKE3 of its bytes, where one backup holds it whole and no newer one has a block of it.
     pub digest: Option<PlainDigest>,
     /// What tells it from a later file of the same name, where the newest backup says it.
     pub identity: Option<FileIdentity>,
@@ -80,7 +80,7 @@ impl ChainFile {
             size: member.target_size(block_size),
             mode: member.mode,
             modified: member.mtime,
-            digest: member.digest.filter(|_| member.increment.is_none()),
+            digest: None,
             identity: member.identity.clone(),
             damaged_blocks: Vec::new(),
             layers: Vec::new(),
@@ -125,6 +125,15 @@ impl ChainFile {
                 }
             }
         };
+        if let Content::Whole(size) = content
+            && size == self.size
+            && self
+                .layers
+                .iter()
+                .all(|newer| newer.changes_nothing_of(size / self.block_size))
+        {
+            self.digest = member.digest;
+        }
         self.layers.push(Layer {
             link,
             pack,
@@ -217,6 +226,14 @@ impl ChainFile {
 }
 
 impl Layer {
+    /// Whether it has no block, and leaves all of so many to older backups.
+    fn changes_nothing_of(&self, count: u64) -> bool {
+        match &self.content {
+            Content::Whole(_) => false,
+            Content::Blocks { runs, truncation } => runs.is_empty() && *truncation >= count,
+        }
+    }
+
     fn extent(&self, at: u64, length: u64, offset: u64) -> Extent {
         Extent {
             at,

@@ -39,7 +39,8 @@ impl fmt::Display for BrokenChain {
 /// `backup` and all that restoring it needs of `backups`, newest first; a full backup is alone.
 ///
 /// A parent is known by where it starts, so that a merged backup takes its place. Where several
-/// start there, the one that is named is taken, then a full one.
+/// start there, the one that was merged from the one that is named is taken: it is the same and
+/// shorter, and lets the chain go. Then the named one itself, then a full one.
 pub fn of<'a>(backups: &'a [Marker], backup: &'a Marker) -> Result<Vec<&'a Marker>, BrokenChain> {
     let mut chain = vec![backup];
     let mut last = backup;
@@ -49,7 +50,11 @@ pub fn of<'a>(backups: &'a [Marker], backup: &'a Marker) -> Result<Vec<&'a Marke
             .iter()
             // Starts go down along a chain: it has an end, whatever markers say.
             .filter(|other| other.is_parent_of(last) && other.start_lsn < last.start_lsn)
-            .max_by_key(|other| (Some(&other.id) == named, other.kind == BackupKind::Full));
+            .max_by_key(|other| {
+                let merged = named.is_some_and(|named| other.is_merged_from(named));
+                let is_full = other.kind == BackupKind::Full;
+                (merged, Some(&other.id) == named, is_full)
+            });
         last = parent.ok_or_else(|| BrokenChain {
             orphan: last.id.clone(),
             parent: named.cloned(),
@@ -107,6 +112,13 @@ mod tests {
         assert_eq!(starts(of(&all, &all[3])), [40, 20, 10]);
         let merged = backups(&[(20, None), (20, Some(10)), (30, Some(20))]).await;
         assert_eq!(starts(of(&merged, &merged[2])), [30, 20]);
+        // As long as the one that it was merged from is there as well.
+        let mut both = backups(&[(10, None), (20, Some(10)), (30, Some(20)), (20, None)]).await;
+        both[2].parent.as_mut().unwrap().id = both[1].id.clone();
+        assert_eq!(starts(of(&both, &both[2])), [30, 20, 10]);
+        let from = [both[1].id.clone(), both[0].id.clone()];
+        both[3].merged_from(&from);
+        assert_eq!(starts(of(&both, &both[2])), [30, 20]);
     }
 
     #[tokio::test]
