@@ -214,7 +214,13 @@ impl Packer {
         })
     }
 
-    pub(super) fn check_stopped(&self) -> Result<()> {
+    /// So many bytes of files have been packed.
+    pub fn passed(&self, bytes: u64) {
+        self.progress.add(bytes);
+    }
+
+    /// An error as soon as somebody wants no more of it.
+    pub fn check_stopped(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::failed("the backup was stopped"));
         }
