@@ -14,7 +14,7 @@ use super::agreement::Agreement;
 use super::belongs;
 use super::pieces::{Part, Pieces};
 use crate::backup::file::{FileRead, Pages};
-use crate::backup::packer::{DonePack, Pack, Packer};
+use crate::backup::packer::{DonePack, Finishing, Pack, Packer};
 use crate::backup::scan::{BATCH_BYTES, BATCH_MEMBERS};
 use crate::error::{Error, Result};
 use crate::postgres::checksum::{self, PageVerdict};
@@ -73,6 +73,7 @@ pub fn pack_all(
     pages: Pages,
     mut done: impl FnMut(DonePack) -> Result<()>,
 ) -> Result<Streamed> {
+    let mut finishing = None;
     let mut passing = Passing {
         agreement: Agreement::default(),
         control: None,
@@ -83,7 +84,13 @@ pub fn pack_all(
     let end = loop {
         match pieces.next_part()? {
             Part::Archive(oid) => {
-                let packed = pack_archive(packer, &mut pieces, oid, pages, &mut passing, &mut done);
+                let packed = pack_archive(packer, &mut pieces, oid, pages, &mut passing, |pack| {
+                    // One becomes durable while the next is filled.
+                    match finishing.replace(pack) {
+                        Some(before) => done(Finishing::wait(before)?),
+                        None => Ok(()),
+                    }
+                });
                 packed.map_err(|error| pieces.why(error))?;
             }
             Part::Manifest => {
@@ -94,6 +101,9 @@ pub fn pack_all(
             Part::End(lsn, timeline) => break (lsn, timeline),
         }
     };
+    if let Some(last) = finishing {
+        done(last.wait()?)?;
+    }
     match (passing.control, passing.label, agreed) {
         (Some(control), Some(label), true) => Ok(Streamed {
             control,
@@ -113,7 +123,7 @@ fn pack_archive(
     oid: Option<u32>,
     pages: Pages,
     passing: &mut Passing,
-    done: &mut impl FnMut(DonePack) -> Result<()>,
+    mut written: impl FnMut(Finishing) -> Result<()>,
 ) -> Result<()> {
     let prefix = oid.map_or(String::new(), |oid| format!("pg_tblspc/{oid}/"));
     let mut archive = tar::Archive::new(pieces);
@@ -124,7 +134,7 @@ fn pack_archive(
     let mut next = entries.next_to_pack(passing)?;
     while let Some((first, _)) = &next {
         let expected = first.size.max(BATCH_BYTES) + (BATCH_MEMBERS as u64 + 2) * 1536;
-        let pack = packer.pack(expected, |pack, read| {
+        let pack = packer.pack_ahead(expected, |pack, read| {
             let (mut bytes, mut count) = (0, 0);
             while let Some((member, entry)) = next.take() {
                 let fits = bytes + member.size <= BATCH_BYTES && count < BATCH_MEMBERS;
@@ -144,7 +154,7 @@ fn pack_archive(
             }
             Ok(())
         })?;
-        done(pack)?;
+        written(pack)?;
     }
     Ok(())
 }

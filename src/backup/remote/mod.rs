@@ -155,12 +155,14 @@ async fn take(
         geometry.system_id,
     )?;
     let pieces = Pieces::of(backup);
-    let packing = packer.clone();
+    let (packing, jobs) = (packer.clone(), settings.jobs);
     let task = blocking(move || {
         let mut sums = Sums::default();
-        let streamed = archive::pack_all(&packing, pieces, pages, |pack| {
-            sums.add(&pack);
-            manifest.add(&pack.files)
+        let streamed = packing.with_helpers(jobs, || {
+            archive::pack_all(&packing, pieces, pages, |pack| {
+                sums.add(&pack);
+                manifest.add(&pack.files)
+            })
         })?;
         Ok((streamed, sums, manifest))
     });
