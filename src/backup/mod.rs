@@ -229,6 +229,9 @@ async fn run(
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;
     let stop = client.backup_stop().await?;
     let backup_label = BackupLabel::parse(&stop.label)?;
+    if backup_label.from_standby {
+        standby::same_timeline(backup_label.timeline, client.current_timeline().await?)?;
+    }
     let parent = base.map(|base| base.parent);
     let label_bytes = match &parent {
         Some(parent) => label::with_parent(&stop.label, parent.timeline, parent.start_lsn),
@@ -294,7 +297,6 @@ async fn run(
     if backup_label.from_standby {
         let range = (backup_label.start, stop.lsn);
         let (primary, patience) = (settings.primary.as_ref(), settings.wal_timeout);
-        standby::same_timeline(backup_label.timeline, client.current_timeline().await?)?;
         standby::until_archived(
             system,
             backup_label.timeline,

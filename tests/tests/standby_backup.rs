@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use seawall_tests::config::quoted;
 use seawall_tests::ledger::Target;
 use seawall_tests::postgres::Stop;
@@ -154,11 +155,17 @@ fn a_promotion_during_the_backup_fails_it() {
         pgbench::init(&site.cluster, 15);
         standby.wait_until_caught_up(&site.cluster, PATIENCE);
         let config = config(&site, &standby, from, true, "");
-        let running = seawall(&config).arg("backup").start();
-        wait_until("data is read", PATIENCE, || {
-            !site.near.keys_with("/backups/").is_empty() || running.stderr().contains("error")
+        let mut running = seawall(&config).arg("backup").start();
+        let begun = match from {
+            From::Files => "pg_stat_activity WHERE query LIKE '%backup_start(%' AND state = 'idle'",
+            From::Protocol => "pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'",
+        };
+        wait_until("the backup has begun", PATIENCE, || {
+            standby.sql(&format!("SELECT count(*) FROM {begun}")) == "1"
         });
+        running.signal(Signal::SIGSTOP);
         standby.promote();
+        running.signal(Signal::SIGCONT);
         let output = running.wait().exits_with(1);
         output
             .says("promoted during online backup")

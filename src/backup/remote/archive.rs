@@ -80,7 +80,7 @@ pub fn pack_all(
         label: None,
         map: None,
     };
-    let mut agreed = false;
+    let mut agreed = None;
     let end = loop {
         match pieces.next_part()? {
             Part::Archive(oid) => {
@@ -95,8 +95,7 @@ pub fn pack_all(
             }
             Part::Manifest => {
                 let checked = passing.agreement.check(&mut pieces);
-                checked.map_err(|error| pieces.why(error))?;
-                agreed = true;
+                agreed = Some(checked.map_err(|error| pieces.why(error))?);
             }
             Part::End(lsn, timeline) => break (lsn, timeline),
         }
@@ -105,12 +104,22 @@ pub fn pack_all(
         done(last.wait()?)?;
     }
     match (passing.control, passing.label, agreed) {
-        (Some(control), Some(label), true) => Ok(Streamed {
-            control,
-            label,
-            map: passing.map,
-            end,
-        }),
+        (Some(control), Some(label), Some(manifest)) => {
+            // Newest first.
+            let range = manifest.wal_ranges.first();
+            if range.map(|range| (range.end, range.timeline)) != Some(end) {
+                return Err(Error::failed(format!(
+                    "the server's manifest ends elsewhere than its backup, at {}",
+                    end.0
+                )));
+            }
+            Ok(Streamed {
+                control,
+                label,
+                map: passing.map,
+                end,
+            })
+        }
         _ => Err(Error::failed(
             "the server sent no pg_control, no backup_label or no manifest",
         )),

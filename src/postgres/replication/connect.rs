@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::wire::{Stream, Wire, tag};
+use super::wire::{ServerMessage, Stream, Wire, tag};
 use crate::error::{Error, Result};
 use crate::postgres::connection::{
     ConnectionString, Endpoint, Host, Password, SslMode, TargetSession, tls,
@@ -36,16 +36,16 @@ pub(super) async fn connect_to(to: &ConnectionString, host: &Host) -> Result<Wir
     };
     let place = place(to, host);
     let limit = to.connect_timeout.unwrap_or(Duration::from_secs(3600));
-    let mut failure = None;
-    for attempt in attempts {
+    for (i, attempt) in attempts.iter().enumerate() {
         let made = tokio::time::timeout(limit, session(to, host, *attempt, &place)).await;
         match made {
             Ok(Ok(wire)) => {
                 will_do(&wire, to.target_session_attrs)?;
                 return Ok(wire);
             }
-            // The first tells more: the second only tries without what failed.
-            Ok(Err(error)) => failure = failure.or(Some(error)),
+            // The other way is worth a try where TLS or its absence may be what was refused.
+            Ok(Err(refused)) if refused.other_way && i + 1 < attempts.len() => {}
+            Ok(Err(refused)) => return Err(refused.error),
             Err(_) => {
                 let seconds = limit.as_secs();
                 return Err(Error::failed(format!("PostgreSQL did not answer within {seconds} s"))
@@ -55,14 +55,35 @@ pub(super) async fn connect_to(to: &ConnectionString, host: &Host) -> Result<Wir
             }
         }
     }
-    Err(failure.unwrap_or_else(|| Error::failed("cannot connect to PostgreSQL").at(&place)))
+    Err(Error::failed("cannot connect to PostgreSQL").at(&place))
+}
+
+/// Why an attempt ended.
+struct Refused {
+    error: Error,
+    /// Whether it may succeed with TLS where it was without, or the other way round.
+    other_way: bool,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            other_way: false,
+        }
+    }
 }
 
 fn place(to: &ConnectionString, host: &Host) -> String {
     format!("{host} user={} replication=true", to.user)
 }
 
-async fn session(to: &ConnectionString, host: &Host, with: Tls, place: &str) -> Result<Wire> {
+async fn session(
+    to: &ConnectionString,
+    host: &Host,
+    with: Tls,
+    place: &str,
+) -> Result<Wire, Refused> {
     let failed = |error: std::io::Error| {
         Error::failed("cannot connect to PostgreSQL")
             .at(place)
@@ -113,7 +134,7 @@ async fn encrypted(
     name: &str,
     with: Tls,
     place: &str,
-) -> Result<Box<dyn Stream>> {
+) -> Result<Box<dyn Stream>, Refused> {
     let failed = |error: std::io::Error| {
         // A certificate that does not prove enough stays so.
         let proof = error
@@ -132,9 +153,10 @@ async fn encrypted(
         b'S' => {}
         b'N' if with == Tls::IfOffered => return Ok(Box::new(stream)),
         _ => {
-            return Err(Error::failed("the server has no TLS")
+            let error = Error::failed("the server has no TLS")
                 .at(place)
-                .hint("set ssl = on in postgresql.conf, or choose another sslmode"));
+                .hint("set ssl = on in postgresql.conf, or choose another sslmode");
+            return Err(error.into());
         }
     }
     let config = tls::client_config(to.ssl_mode, &to.ssl_root).map_err(|error| error.at(place))?;
@@ -144,9 +166,14 @@ async fn encrypted(
             .because(error)
     })?;
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    Ok(Box::new(
-        connector.connect(name, stream).await.map_err(failed)?,
-    ))
+    match connector.connect(name, stream).await {
+        Ok(stream) => Ok(Box::new(stream)),
+        // As libpq goes on without TLS where TLS is merely preferred.
+        Err(error) => Err(Refused {
+            error: failed(error),
+            other_way: with == Tls::IfOffered,
+        }),
+    }
 }
 
 const STARTING: &str = "open a replication session";
@@ -155,7 +182,7 @@ const STARTING: &str = "open a replication session";
 const NO_LIMIT: Duration = Duration::from_secs(3600);
 
 /// From the startup message to the first ReadyForQuery.
-async fn start(wire: &mut Wire, to: &ConnectionString, host: &Host) -> Result<()> {
+async fn start(wire: &mut Wire, to: &ConnectionString, host: &Host) -> Result<(), Refused> {
     let mut parameters = vec![
         ("user", to.user.as_str()),
         ("replication", "true"),
@@ -171,20 +198,25 @@ async fn start(wire: &mut Wire, to: &ConnectionString, host: &Host) -> Result<()
     let password = password(to, host);
     let mut scram = None;
     loop {
-        let answer = wire
-            .expect(NO_LIMIT, STARTING)
-            .await
-            .map_err(|error| match &password {
-                Password::Ignored(why) => error.hint(why.clone()),
-                _ => error,
-            })?;
+        let answer = wire.receive(NO_LIMIT).await?;
         match answer.tag {
             tag::AUTHENTICATION => {
                 authenticate(wire, to, &password, &mut scram, answer.body).await?;
             }
             tag::BACKEND_KEY_DATA | tag::NEGOTIATE_PROTOCOL_VERSION => {}
             tag::READY_FOR_QUERY => return Ok(()),
-            _ => return Err(wire.unexpected(&answer, STARTING)),
+            tag::ERROR_RESPONSE => {
+                let said = ServerMessage::parse(&answer.body);
+                // invalid_authorization_specification: a rule of pg_hba.conf.
+                let other_way = said.sqlstate == "28000";
+                let error = said.into_error(&format!("cannot {STARTING}"), &wire.place);
+                let error = match &password {
+                    Password::Ignored(why) => error.hint(why.clone()),
+                    _ => error,
+                };
+                return Err(Refused { error, other_way });
+            }
+            _ => return Err(wire.unexpected(&answer, STARTING).into()),
         }
     }
 }

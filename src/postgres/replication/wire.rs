@@ -79,7 +79,7 @@ impl std::error::Error for ServerMessage {}
 
 impl ServerMessage {
     /// Reads the body of an ErrorResponse or NoticeResponse. What is missing stays empty.
-    fn parse(mut body: &[u8]) -> Self {
+    pub fn parse(mut body: &[u8]) -> Self {
         let mut read = Self::default();
         while let Some((field, rest)) = body.split_first() {
             let end = rest.iter().position(|byte| *byte == 0);
