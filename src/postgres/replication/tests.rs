@@ -294,7 +294,8 @@ async fn a_damaged_page_fails_a_base_backup_at_its_very_end() {
     server.stop();
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[3 * 8192 + 5000] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    crate::durable::write_file(&file, &bytes, 0o600).unwrap();
+    server.give_away(&file);
     server.launch();
     let session = connect(&socket(&server)).await.unwrap();
     let mut backup = session.base_backup(&request()).await.unwrap();
