@@ -313,6 +313,13 @@ fn what_needs_the_files_says_so_on_a_host_that_has_none() {
     failed.says("ALTER ROLE … REPLICATION");
     assert!(site.near.keys_with("/backups/").is_empty());
     site.cluster.sql("ALTER ROLE seawall REPLICATION");
+    let incremental = ["backup", "--kind", "incremental", "--json"];
+    let taken = seawall(&config).args(incremental).run().success().json();
+    assert_eq!(taken["kind"], "full");
+    assert_eq!(taken["full_because"], "the server sends all files whole");
+    let id = taken["id"].as_str().unwrap();
+    let on_top = seawall(&config).args(incremental).args(["--parent", id]);
+    on_top.run().exits_with(2).says("on top of no other backup");
     let checked = seawall(&config).args(["check", "--json"]).run();
     let text = checked.stdout;
     assert!(text.contains("base backups come from"), "{text}");

@@ -119,6 +119,41 @@ fn the_files_of_standbys_of_every_other_version_restore() {
 }
 
 #[test]
+fn an_incremental_backup_from_a_standby_restores_once_the_standby_is_past_its_parent() {
+    let (mut site, standby) = pair(15);
+    let config = config(&site, &standby, From::Files, true, "");
+    pgbench::init(&site.cluster, 3);
+    standby.wait_until_caught_up(&site.cluster, PATIENCE);
+    let full = seawall(&config)
+        .args(["backup", "--json"])
+        .run()
+        .success()
+        .json();
+    let incremental = || seawall(&config).args(["backup", "--kind", "incremental", "--json"]);
+    // No checkpoint since, so no later restartpoint either.
+    incremental()
+        .run()
+        .exits_with(1)
+        .says("and its parent")
+        .says("restartpoint");
+    pgbench::run(&site.cluster, 2, Duration::from_secs(1));
+    site.cluster.sql("CHECKPOINT");
+    standby.wait_until_caught_up(&site.cluster, PATIENCE);
+    let taken = incremental().run().success().json();
+    assert_eq!(taken["parent"]["id"], full["id"]);
+    assert_eq!(taken["from_standby"], true);
+    site.cluster.archive_all(PATIENCE);
+    let dump = judge::dump(&site.cluster);
+    drop(standby);
+    site.cluster.destroy();
+    let mut restored = site.restore_and_start("again", &["--action", "promote"]);
+    dump.must_equal(&judge::dump(&restored));
+    judge::amcheck(&restored).must_pass();
+    restored.stop(Stop::Fast);
+    judge::checksums(&mut restored).must_pass();
+}
+
+#[test]
 fn without_a_primary_to_ask_the_backup_waits_until_the_segment_is_full() {
     let (site, standby) = pair(15);
     site.cluster

@@ -19,7 +19,8 @@ use super::file::Pages;
 use super::manifest::StreamedManifest;
 use super::packer::{DonePack, Packer};
 use super::server::{self, Answers};
-use super::{Settings, StopOnDrop, Sums, blocking, standby};
+use super::sums::Sums;
+use super::{Settings, StopOnDrop, Taken, blocking, standby};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{self, BackupLabel};
@@ -51,18 +52,27 @@ struct Source {
     answers: Answers,
 }
 
-/// Takes a full base backup that the server sends over `session`; `client` is an ordinary
+/// Takes a base backup, always a full one, that the server sends over `session`; `client` is an ordinary
 /// session with the same server.
 ///
 /// After `Ok` the backup is complete in the repository, its WAL included, every file has the
 /// size and checksum that the server's own manifest says, and the server has verified its
 /// pages. After an error, and after a kill at any point, there is no backup.
-pub async fn full(
+///
+/// # Errors
+/// Among others, with exit code 2: a [`parent`](Settings::parent) is named.
+pub async fn take(
     settings: &Settings,
     client: &Client,
     mut session: Session,
     repository: &Repository,
-) -> Result<Marker> {
+) -> Result<Taken> {
+    if settings.parent.is_some() {
+        return Err(
+            Error::usage("what the server sends is taken on top of no other backup")
+                .hint("leave out --parent, or take the backup from the files"),
+        );
+    }
     let source = inspect(client, &mut session).await?;
     let geometry = source.geometry;
     if source.answers.standby {
@@ -82,9 +92,17 @@ pub async fn full(
             [id.clone()],
         )
         .await;
-    let done = take(settings, client, session, &system, &source, id).await;
+    let because = "the server sends all files whole".to_owned();
+    let full_because = (settings.kind == BackupKind::Incremental).then_some(because);
+    if let Some(because) = &full_because {
+        tracing::info!("a full backup is taken: {because}");
+    }
+    let done = run(settings, client, session, &system, &source, id).await;
     lease.release().await;
-    done
+    Ok(Taken {
+        marker: done?,
+        full_because,
+    })
 }
 
 async fn inspect(client: &Client, session: &mut Session) -> Result<Source> {
@@ -110,7 +128,7 @@ async fn inspect(client: &Client, session: &mut Session) -> Result<Source> {
 }
 
 /// Takes the backup under its name, from the start to the marker.
-async fn take(
+async fn run(
     settings: &Settings,
     client: &Client,
     session: Session,
@@ -160,7 +178,7 @@ async fn take(
         let mut sums = Sums::default();
         let streamed = packing.with_helpers(jobs, || {
             archive::pack_all(&packing, pieces, pages, |pack| {
-                sums.add(&pack);
+                sums.add(&pack, pages.block_size);
                 manifest.add(&pack.files)
             })
         })?;
@@ -209,7 +227,7 @@ async fn take(
         .await?
     };
     progress.clear();
-    sums.add(&pack);
+    sums.add(&pack, control.block_size);
     sums.objects.push(manifest);
     sums.objects
         .sort_by(|a: &StoredObject, b| a.key.cmp(&b.key));
