@@ -26,6 +26,16 @@ pub(crate) async fn restore(
     warnings: &mut Vec<String>,
 ) -> Result<Vec<PathBuf>> {
     let mut added = Vec::new();
+    if !marker.unread_configuration_files.is_empty() {
+        let start = match root.join("postgresql.conf").exists() {
+            true => "",
+            false => "; without a postgresql.conf in it the directory does not start",
+        };
+        warnings.push(format!(
+            "the backup was sent by the server, which does not send configuration outside its data directory ({}): put your own copies in place{start}",
+            marker.unread_configuration_files.join(", ")
+        ));
+    }
     let main = marker
         .configuration_files
         .iter()

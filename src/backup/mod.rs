@@ -12,9 +12,11 @@ mod last;
 mod manifest;
 pub mod merge;
 mod packer;
+pub mod remote;
 mod resume;
 mod scan;
 mod server;
+mod standby;
 mod sums;
 
 use std::ffi::OsString;
@@ -26,6 +28,7 @@ use jiff::Timestamp;
 
 use crate::config::Compression;
 use crate::error::{Error, IoContext, Result};
+use crate::postgres::connection::ConnectionString;
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{self, BackupLabel};
 use crate::postgres::layout;
@@ -60,7 +63,7 @@ pub struct Settings {
     pub kind: BackupKind,
     /// The backup that an incremental one is taken on top of, and no other.
     pub parent: Option<BackupId>,
-    /// The data directory on this host.
+    /// The data directory on this host; not looked at where the server sends its files.
     pub data_directory: std::path::PathBuf,
     /// How objects are compressed.
     pub compression: Compression,
@@ -68,6 +71,10 @@ pub struct Settings {
     pub jobs: usize,
     /// How long to wait for the backup's own WAL.
     pub wal_timeout: Duration,
+    /// Where the server is a standby: its primary.
+    pub primary: Option<ConnectionString>,
+    /// How long a server that sends a backup may be silent.
+    pub server_timeout: Duration,
     /// Ask for an immediate checkpoint instead of a spread one.
     pub fast: bool,
     /// The label that PostgreSQL writes into backup_label.
@@ -97,6 +104,9 @@ pub struct Taken {
 /// cannot be one.
 pub async fn take(settings: &Settings, client: &Client, repository: &Repository) -> Result<Taken> {
     let source = server::inspect(client, &settings.data_directory).await?;
+    if source.standby {
+        standby::check_primary(settings.primary.as_ref(), source.control.system_id).await?;
+    }
     let system = repository.system(&settings.cluster, source.control.system_id);
     system
         .register(source.control.major, source.control.segment_size)
@@ -219,6 +229,9 @@ async fn run(
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;
     let stop = client.backup_stop().await?;
     let backup_label = BackupLabel::parse(&stop.label)?;
+    if backup_label.from_standby {
+        standby::same_timeline(backup_label.timeline, client.current_timeline().await?)?;
+    }
     let parent = base.map(|base| base.parent);
     let label_bytes = match &parent {
         Some(parent) => label::with_parent(&stop.label, parent.timeline, parent.start_lsn),
@@ -281,14 +294,28 @@ async fn run(
     );
     let wal = [first, last].map(|n| SegmentName::new(backup_label.timeline, n, size));
     tracing::info!("data is stored; waiting for WAL up to {}", wal[1]);
-    wait::until_archived(
-        system,
-        backup_label.timeline,
-        size,
-        (first, last),
-        settings.wal_timeout,
-    )
-    .await?;
+    if backup_label.from_standby {
+        let range = (backup_label.start, stop.lsn);
+        let (primary, patience) = (settings.primary.as_ref(), settings.wal_timeout);
+        standby::until_archived(
+            system,
+            backup_label.timeline,
+            size,
+            range,
+            primary,
+            patience,
+        )
+        .await?;
+    } else {
+        wait::until_archived(
+            system,
+            backup_label.timeline,
+            size,
+            (first, last),
+            settings.wal_timeout,
+        )
+        .await?;
+    }
 
     let marker = Marker {
         format: FORMAT,
@@ -322,6 +349,7 @@ async fn run(
         data_directory_mode: directory_mode(&settings.data_directory)?,
         tablespaces,
         configuration_files,
+        unread_configuration_files: Vec::new(),
         collations: source.collations.clone(),
         superuser: source.superuser.clone(),
         logical_slots: source.logical_slots.clone(),
@@ -347,12 +375,13 @@ async fn baseline(
     start: Lsn,
 ) -> Result<Baseline> {
     let parent = &base.parent;
-    if parent.start_lsn >= start {
+    // A standby that lags would lack what its parent has seen already.
+    if parent.stop_lsn > start {
         return Err(Error::failed(format!(
-            "this backup would start at {start}, and its parent {} starts at {}",
-            parent.id, parent.start_lsn
+            "this backup would start at {start}, and its parent {} ends at {}",
+            parent.id, parent.stop_lsn
         ))
-        .hint("take it again after the server's next checkpoint"));
+        .hint("take it again after the server's next checkpoint, or a standby's restartpoint"));
     }
     let summaries = source.control.major >= 17 && client.setting("summarize_wal").await? == "on";
     let told = match summaries {

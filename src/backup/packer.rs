@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::file::{self, Pages};
 use super::incremental::{self, Baseline};
@@ -88,6 +89,20 @@ pub struct Packer {
     next: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
     pub(super) frames: Arc<Frames>,
+}
+
+/// A pack that becomes durable.
+pub struct Finishing {
+    task: JoinHandle<Result<DonePack>>,
+    runtime: Handle,
+}
+
+impl Finishing {
+    /// Waits for it. Blocks.
+    pub fn wait(self) -> Result<DonePack> {
+        let done = self.runtime.block_on(self.task);
+        done.unwrap_or_else(|error| Err(Error::failed("an upload died").because(error)))
+    }
 }
 
 /// What a pack is filled with.
@@ -222,7 +237,13 @@ impl Packer {
         })
     }
 
-    pub(super) fn check_stopped(&self) -> Result<()> {
+    /// So many bytes of files have been packed.
+    pub fn passed(&self, bytes: u64) {
+        self.progress.add(bytes);
+    }
+
+    /// An error as soon as somebody wants no more of it.
+    pub fn check_stopped(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::failed("the backup was stopped"));
         }
@@ -276,6 +297,42 @@ impl Packer {
             drop(permit);
             let _ = finished.send(done);
         });
+    }
+
+    /// Runs `work`, which makes packs one after the other, while `jobs` - 1 threads help to
+    /// compress them.
+    pub fn with_helpers<T>(&self, jobs: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let owner = self.frames.own();
+        std::thread::scope(|scope| {
+            // What a helper cannot do, whoever waits for its frame is told.
+            let helpers = (1..jobs).map(|_| scope.spawn(|| self.frames.help()));
+            let helpers: Vec<_> = helpers.collect();
+            let done = work();
+            drop(owner);
+            for helper in helpers {
+                let died = || Error::failed("a thread that compresses died");
+                helper.join().unwrap_or_else(|_| Err(died()))?;
+            }
+            done
+        })
+    }
+
+    /// Makes one pack as [`pack`](Self::pack) does, and lets it become durable while the caller
+    /// goes on.
+    pub fn pack_ahead(
+        &self,
+        expected: u64,
+        fill: impl FnOnce(&mut Pack<'_>, &mut Vec<Option<file::FileRead>>) -> Result<()>,
+    ) -> Result<Finishing> {
+        let pack = self.write_pack(self.next_number(), expected, fill)?;
+        let packer = self.clone();
+        let task = self
+            .runtime
+            .spawn(async move { packer.finish_pack(pack).await });
+        Ok(Finishing {
+            task,
+            runtime: self.runtime.clone(),
+        })
     }
 
     /// Makes one pack out of what `fill` writes, the last so far. For each file it also says what

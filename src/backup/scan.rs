@@ -14,10 +14,10 @@ use crate::postgres::layout::{self, EntryKind, Rule, UnloggedInDirectory};
 use crate::repository::index::{FileIdentity, Member, MemberKind};
 
 /// A pack of several files aims at this many plain bytes; a larger file has one of its own.
-const BATCH_BYTES: u64 = 256 << 20;
+pub const BATCH_BYTES: u64 = 256 << 20;
 
 /// So many members make a batch, however small they are: it bounds the index.
-const BATCH_MEMBERS: usize = 16_384;
+pub const BATCH_MEMBERS: usize = 16_384;
 
 /// A file or directory that belongs to the backup.
 #[derive(Debug, Clone)]

@@ -1,5 +1,5 @@
 //! What must be known of the server before a backup starts: that it is the one whose data
-//! directory we read, and that it archives.
+//! directory we read, and that its WAL is archived.
 
 use std::path::{Path, PathBuf};
 
@@ -23,15 +23,31 @@ pub struct Source {
     pub superuser: String,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
+    /// Whether it is a standby.
+    pub standby: bool,
+}
+
+/// What only SQL tells, wherever the files come from.
+#[derive(Debug)]
+pub struct Answers {
+    /// Configuration files, wherever they lie.
+    pub configuration: Vec<PathBuf>,
+    /// The versions of the collations that the databases use.
+    pub collations: Vec<CollationVersion>,
+    /// The role that initdb made.
+    pub superuser: String,
+    /// Logical replication slots; a restore loses them.
+    pub logical_slots: Vec<String>,
+    /// Whether it is a standby.
+    pub standby: bool,
 }
 
 /// Looks at the server behind `client` and at `data_directory`.
 ///
 /// # Errors
-/// Different system identifiers, a standby, a server that does not archive.
+/// Different system identifiers, a primary that does not archive.
 pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
     let control = ControlFile::read(data_directory)?;
-    let server_version_num = client.server_version_num();
     let system_id = client.system_identifier().await?;
     if system_id != control.system_id {
         return Err(Error::refused(format!(
@@ -41,12 +57,25 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         .at(data_directory.display())
         .hint("`connection` and `data_directory` of this cluster name two different servers"));
     }
-    if client.is_in_recovery().await? {
-        return Err(Error::refused("the server is a standby")
-            .hint("this version takes base backups from a primary only: connect to that"));
-    }
-    let archive_mode = client.setting("archive_mode").await?;
-    if archive_mode == "off" {
+    let answers = ask(client).await?;
+    Ok(Source {
+        control,
+        server_version_num: client.server_version_num(),
+        configuration: answers.configuration,
+        collations: answers.collations,
+        superuser: answers.superuser,
+        logical_slots: answers.logical_slots,
+        standby: answers.standby,
+    })
+}
+
+/// Asks the server.
+///
+/// # Errors
+/// A primary that does not archive. (Of a standby, the primary archives.)
+pub async fn ask(client: &Client) -> Result<Answers> {
+    let standby = client.is_in_recovery().await?;
+    if !standby && client.setting("archive_mode").await? == "off" {
         return Err(
             Error::refused("archive_mode is off: the backup's WAL would never arrive")
                 .hint("`seawall init` prints the lines that postgresql.conf lacks"),
@@ -57,41 +86,34 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         configuration.push(PathBuf::from(client.setting(name).await?));
     }
     let included = "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL";
-    configuration.extend(
-        client
-            .query_column(included)
-            .await?
-            .into_iter()
-            .map(PathBuf::from),
-    );
-    let collations = if server_version_num >= 150_000 {
-        let query = "SELECT datname || ' ' || datcollate || '=' || \
-             coalesce(pg_database_collation_actual_version(oid), '') FROM pg_database";
-        client
-            .query_column(query)
-            .await?
-            .iter()
-            .filter_map(|row| row.rsplit_once('='))
-            .map(|(name, version)| CollationVersion {
-                name: name.into(),
-                version: version.into(),
-            })
-            .collect()
-    } else {
-        Vec::new()
-    };
+    let included = client.query_column(included).await?;
+    configuration.extend(included.into_iter().map(PathBuf::from));
     let superuser = client
         .query_text("SELECT rolname FROM pg_roles WHERE oid = 10")
         .await?
         .ok_or_else(|| Error::failed("the server has no role with oid 10").at(client.place()))?;
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
-    let logical_slots = client.query_column(slots).await?;
-    Ok(Source {
-        control,
-        server_version_num,
+    Ok(Answers {
         configuration,
-        collations,
+        collations: collations(client).await?,
         superuser,
-        logical_slots,
+        logical_slots: client.query_column(slots).await?,
+        standby,
     })
+}
+
+async fn collations(client: &Client) -> Result<Vec<CollationVersion>> {
+    if client.major() < 15 {
+        return Ok(Vec::new());
+    }
+    let query = "SELECT datname || ' ' || datcollate || '=' || \
+         coalesce(pg_database_collation_actual_version(oid), '') FROM pg_database";
+    let rows = client.query_column(query).await?;
+    let versions = rows.iter().filter_map(|row| row.rsplit_once('='));
+    Ok(versions
+        .map(|(name, version)| CollationVersion {
+            name: name.into(),
+            version: version.into(),
+        })
+        .collect())
 }

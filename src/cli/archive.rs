@@ -12,7 +12,7 @@ use clap::Parser;
 use tokio::sync::watch;
 
 use super::Common;
-use crate::config::Config;
+use crate::config::{ClusterConfig, Config};
 use crate::error::{Exit, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::DataDirectory;
@@ -57,7 +57,7 @@ pub fn become_owner(args: &ArchiveArgs) -> Result<()> {
     }
     let config = args.common.load()?;
     let (_, cluster) = config.cluster(args.common.cluster.as_deref())?;
-    super::become_owner_of(&data_directory(&args.path, &cluster.data_directory))
+    super::become_owner_of(&data_directory(&args.path, cluster)?)
 }
 
 /// Archives the file, or what is behind it.
@@ -67,7 +67,7 @@ pub fn run(args: &ArchiveArgs) -> Result<Exit> {
     }
     let config = args.common.load()?;
     let (cluster, cluster_config) = config.cluster(args.common.cluster.as_deref())?;
-    let data_directory = data_directory(&args.path, &cluster_config.data_directory);
+    let data_directory = data_directory(&args.path, cluster_config)?;
     let control = ControlFile::read(&data_directory)?;
     let data = DataDirectory::at(&data_directory);
     let whose = Whose {
@@ -259,16 +259,14 @@ impl Call<'_> {
 
 /// The data directory that the file belongs to: what holds its pg_wal, as PostgreSQL's
 /// working directory does, otherwise the configured one.
-fn data_directory(path: &Path, configured: &Path) -> PathBuf {
+fn data_directory(path: &Path, cluster: &ClusterConfig) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    absolute
-        .parent()
-        .and_then(Path::parent)
-        .filter(|directory| {
-            directory
-                .join(crate::postgres::layout::CONTROL_FILE)
-                .is_file()
-        })
-        .unwrap_or(configured)
-        .to_owned()
+    let holder = absolute.parent().and_then(Path::parent);
+    let holder = holder.filter(|directory| {
+        directory
+            .join(crate::postgres::layout::CONTROL_FILE)
+            .is_file()
+    });
+    let found = holder.map_or_else(|| cluster.data_directory(), Ok)?;
+    Ok(found.to_owned())
 }

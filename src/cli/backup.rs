@@ -6,16 +6,19 @@ use clap::{Parser, ValueEnum};
 use super::output::{print, print_json, size};
 use super::{Common, become_cluster_owner, connect};
 use crate::backup::{self, Settings};
-use crate::config::{Config, HumanDuration, RepositoryConfig};
+use crate::config::{BackupFrom, Config, HumanDuration, RepositoryConfig};
 use crate::error::{Error, Exit, Result};
+use crate::postgres::connection::{ConnectionString, Surroundings};
+use crate::postgres::replication::Session;
 use crate::repository::Repository;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::storage::Bandwidth;
 
 /// Take a base backup
 ///
-/// Reads the server's own files, several at once, and returns when the backup and all WAL that
-/// it needs are durable in the repository.
+/// Reads the server's own files, several at once, or has the server send them where there is no
+/// data directory here, and returns when the backup and all WAL that it needs are durable in the
+/// repository.
 #[derive(Debug, Parser)]
 pub struct BackupArgs {
     #[command(flatten)]
@@ -77,14 +80,20 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
     let config = args.common.load()?;
     let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
     become_cluster_owner(cluster)?;
+    let primary = cluster
+        .primary
+        .as_ref()
+        .map(|primary| ConnectionString::parse(&primary.resolve()?, &Surroundings::of_process()));
     let settings = Settings {
         cluster: name.to_owned(),
         kind,
         parent: args.parent.clone(),
-        data_directory: cluster.data_directory.clone(),
+        data_directory: cluster.data_directory.clone().unwrap_or_default(),
         compression: config.compression,
         jobs: args.jobs.map_or(config.backup.jobs, usize::from),
         wal_timeout: args.wal_timeout.unwrap_or(config.backup.wal_timeout).0,
+        primary: primary.transpose()?,
+        server_timeout: config.backup.server_timeout.0,
         fast: !args.spread_checkpoint,
         label: format!("seawall {kind}"),
         resume: !args.no_resume,
@@ -98,7 +107,13 @@ pub fn run(args: &BackupArgs) -> Result<Exit> {
         let repository = &repository;
         let client = connect(cluster).await?;
         let started = std::time::Instant::now();
-        let taken = backup::take(&settings, &client, repository).await?;
+        let taken = match cluster.backup_from() {
+            BackupFrom::Files => backup::take(&settings, &client, repository).await?,
+            BackupFrom::Replication => {
+                let session = Session::of_cluster(cluster).await?;
+                backup::remote::take(&settings, &client, session, repository).await?
+            }
+        };
         let marker = &taken.marker;
         if args.json {
             print_json(&taken)?;

@@ -79,11 +79,11 @@ fn prepare(directory: &Path, config: &Config) -> Result<()> {
     let owners: Vec<_> = config
         .cluster
         .values()
-        .map(|c| owner(&c.data_directory))
+        .map(|c| c.data_directory.as_deref().and_then(owner))
         .collect();
     let several = owners.windows(2).any(|pair| pair[0] != pair[1]);
     let first = config.cluster.values().next();
-    match first.and_then(|cluster| Account::owner_of(&cluster.data_directory)) {
+    match first.and_then(|c| c.data_directory.as_deref().and_then(Account::owner_of)) {
         Some(account) if !several => {
             hand_over(directory, &account)?;
             account.become_it()

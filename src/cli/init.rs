@@ -31,7 +31,8 @@ pub fn run(args: &InitArgs) -> Result<Exit> {
     let config = args.common.load()?;
     config.check_schedules()?;
     let (name, cluster) = config.cluster(args.common.cluster.as_deref())?;
-    let owner = Account::owner_of(&cluster.data_directory);
+    let data_directory = cluster.data_directory.as_deref();
+    let owner = data_directory.and_then(Account::owner_of);
     for repository in &config.repository {
         if let Some(path) = repository.url.strip_prefix("file://") {
             let made = !Path::new(path).exists();
@@ -43,20 +44,34 @@ pub fn run(args: &InitArgs) -> Result<Exit> {
     }
     super::become_cluster_owner(cluster)?;
     Ok(super::run(async {
-        let control = ControlFile::read(&cluster.data_directory)?;
+        let (system_id, major, segment_size) = match data_directory {
+            Some(data_directory) => {
+                let control = ControlFile::read(data_directory)?;
+                (control.system_id, control.major, control.segment_size)
+            }
+            None => {
+                let geometry = connect(cluster).await?.geometry().await?;
+                (geometry.system_id, geometry.major, geometry.segment_size)
+            }
+        };
         for repository in Repository::open_all(&config, &[])? {
             let made = match repository.init().await? {
                 Created::Created => "made",
                 Created::Exists => "is there already:",
             };
             print(&format!("{made} {}", repository.place()));
-            let system = repository.system(name, control.system_id);
-            system.register(control.major, control.segment_size).await?;
+            let system = repository.system(name, system_id);
+            system.register(major, segment_size).await?;
         }
         print(&format!(
-            "registered cluster {name}: PostgreSQL {}, system {}, segments of {}",
-            control.major, control.system_id, control.segment_size
+            "registered cluster {name}: PostgreSQL {major}, system {system_id}, segments of {segment_size}"
         ));
+        if data_directory.is_none() {
+            print(
+                "the server archives from its own host: run `seawall init` there, too, with its data_directory",
+            );
+            return Ok(Exit::Done);
+        }
         settings(&config, name, cluster).await
     }))
 }

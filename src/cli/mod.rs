@@ -282,7 +282,10 @@ pub(crate) async fn connect(cluster: &ClusterConfig) -> Result<Client> {
 /// As root: becomes the owner of the data directory, so that what is written belongs to
 /// PostgreSQL's user. Call it before the runtime starts.
 pub(crate) fn become_cluster_owner(cluster: &ClusterConfig) -> Result<()> {
-    become_owner_of(&cluster.data_directory)
+    match &cluster.data_directory {
+        Some(data_directory) => become_owner_of(data_directory),
+        None => Ok(()),
+    }
 }
 
 /// The same for the owner of any data directory.

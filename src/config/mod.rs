@@ -85,17 +85,55 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConfig {
-    /// PostgreSQL's data directory on this host.
-    pub data_directory: PathBuf,
+    /// PostgreSQL's data directory on this host; absent where this host has none.
+    #[serde(default)]
+    pub data_directory: Option<PathBuf>,
+    /// Where base backups come from. Default: from the files if there is a `data_directory`,
+    /// otherwise over the replication protocol.
+    #[serde(default)]
+    pub backup_from: Option<BackupFrom>,
     /// How to reach the server, in libpq's words. Default: libpq's defaults.
     #[serde(default)]
     pub connection: Option<SecretValue>,
+    /// Where `connection` is a standby's: how to reach its primary, which a backup asks to
+    /// finish its last segment.
+    #[serde(default)]
+    pub primary: Option<SecretValue>,
     /// Where PostgreSQL's programs lie. Default: found by the cluster's major version.
     #[serde(default)]
     pub bin_directory: Option<PathBuf>,
     /// When the daemon does what for this cluster. Default: `[schedule]`.
     #[serde(default)]
     pub schedule: Option<ScheduleConfig>,
+}
+
+/// Where base backups come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupFrom {
+    /// The server's own files, on this host.
+    Files,
+    /// The server sends them: `BASE_BACKUP`.
+    Replication,
+}
+
+impl ClusterConfig {
+    /// The data directory, for what cannot be done without.
+    pub fn data_directory(&self) -> Result<&Path> {
+        self.data_directory.as_deref().ok_or_else(|| {
+            Error::usage("the configuration names no data_directory for this cluster").hint(
+                "this needs the server's files: do it on the server's host, where data_directory is set",
+            )
+        })
+    }
+
+    /// Where base backups come from.
+    pub fn backup_from(&self) -> BackupFrom {
+        self.backup_from.unwrap_or(match self.data_directory {
+            Some(_) => BackupFrom::Files,
+            None => BackupFrom::Replication,
+        })
+    }
 }
 
 /// One repository.
@@ -153,6 +191,8 @@ pub struct BackupConfig {
     pub bandwidth: Option<ByteSize>,
     /// How long to wait until the backup's own WAL is in the repository.
     pub wal_timeout: HumanDuration,
+    /// How long a server that sends a backup may be silent before it is given up.
+    pub server_timeout: HumanDuration,
 }
 
 impl Default for BackupConfig {
@@ -161,6 +201,7 @@ impl Default for BackupConfig {
             jobs: default_jobs(),
             bandwidth: None,
             wal_timeout: HumanDuration::from_secs(600),
+            server_timeout: HumanDuration::from_secs(300),
         }
     }
 }
@@ -347,9 +388,15 @@ impl Config {
                     "cluster name {name:?} may hold letters, digits, '-', '_' and '.' only, and starts with a letter or digit"
                 ));
             }
-            if !cluster.data_directory.is_absolute() {
+            let relative = |path: &PathBuf| !path.is_absolute();
+            if cluster.data_directory.as_ref().is_some_and(relative) {
                 return wrong(format!(
                     "data_directory of cluster {name} must be an absolute path"
+                ));
+            }
+            if cluster.data_directory.is_none() && cluster.backup_from == Some(BackupFrom::Files) {
+                return wrong(format!(
+                    "backup_from = \"files\" of cluster {name} needs its data_directory"
                 ));
             }
         }

@@ -103,7 +103,10 @@ async fn look_closely(config: &Config, job: &Job, due: Timestamp) -> Result<Look
 async fn server(cluster: &ClusterConfig) -> Option<Look> {
     match Client::of_cluster(cluster).await {
         Ok(client) => match client.is_in_recovery().await {
-            Ok(true) => Some(Look::NotNow("the server is a standby".into())),
+            // Of a pair whose daemons share a configuration, the standby's leaves it to the other.
+            Ok(true) if cluster.primary.is_none() => Some(Look::NotNow(
+                "the server is a standby, and `primary` is not set".into(),
+            )),
             _ => None,
         },
         Err(error) if error.is_retryable() => Some(Look::Away(error.one_line())),
@@ -121,8 +124,16 @@ async fn result_since(
     let period = Period::since(due, Timestamp::now());
     match job.operation {
         Operation::Full | Operation::Incremental => {
-            let control = ControlFile::read(&cluster.data_directory)?;
-            let system = repository.system(&job.cluster, control.system_id);
+            let system_id = match &cluster.data_directory {
+                Some(data_directory) => ControlFile::read(data_directory)?.system_id,
+                None => {
+                    Client::of_cluster(cluster)
+                        .await?
+                        .system_identifier()
+                        .await?
+                }
+            };
+            let system = repository.system(&job.cluster, system_id);
             for id in system.backup_ids().await?.into_iter().rev() {
                 // A full one does what an incremental one would.
                 let counts =

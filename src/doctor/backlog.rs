@@ -38,7 +38,9 @@ pub(super) async fn examine(
     client: Option<&Client>,
     findings: &mut Findings,
 ) {
-    let mut backlog = match Backlog::look(&cluster.data_directory, control.segment_size) {
+    let data_directory = cluster.data_directory();
+    let looked = data_directory.and_then(|path| Backlog::look(path, control.segment_size));
+    let mut backlog = match looked {
         Ok(backlog) => backlog,
         Err(error) => return findings.failed(SUBJECT, &error),
     };

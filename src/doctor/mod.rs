@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{ClusterConfig, Config};
+use crate::config::{BackupFrom, ClusterConfig, Config};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
+use crate::postgres::replication::Session;
 use crate::postgres::sql::Client;
 use crate::repository::Repository;
 
@@ -79,6 +80,13 @@ impl Findings {
     }
 }
 
+/// Opens and ends a replication session, as a base backup would; where it was.
+async fn replication(cluster: &ClusterConfig) -> Result<String> {
+    let mut session = Session::of_cluster(cluster).await?;
+    session.identify_system().await?;
+    Ok(session.place().to_owned())
+}
+
 /// Examines everything. Findings come in the order in which they were examined.
 pub async fn examine(
     config: &Config,
@@ -89,24 +97,39 @@ pub async fn examine(
     patience: Duration,
 ) -> Vec<Finding> {
     let mut findings = Findings::default();
-    let control = match ControlFile::read(&cluster.data_directory) {
-        Ok(control) => {
+    let control = match &cluster.data_directory {
+        Some(data_directory) => match ControlFile::read(data_directory) {
+            Ok(control) => {
+                findings.ok(
+                    "data directory",
+                    format!(
+                        "{}: PostgreSQL {}, system {}",
+                        data_directory.display(),
+                        control.major,
+                        control.system_id
+                    ),
+                );
+                Some(control)
+            }
+            Err(error) => {
+                findings.failed("data directory", &error);
+                None
+            }
+        },
+        None => {
             findings.ok(
                 "data directory",
-                format!(
-                    "{}: PostgreSQL {}, system {}",
-                    cluster.data_directory.display(),
-                    control.major,
-                    control.system_id
-                ),
+                "not on this host: `seawall check` on the server's host looks at archiving",
             );
-            Some(control)
-        }
-        Err(error) => {
-            findings.failed("data directory", &error);
             None
         }
     };
+    if cluster.backup_from() == BackupFrom::Replication {
+        match replication(cluster).await {
+            Ok(place) => findings.ok("replication", format!("base backups come from {place}")),
+            Err(error) => findings.failed("replication", &error),
+        }
+    }
     let mut repositories = Vec::new();
     let mut pushed_to = Vec::new();
     for repository in &config.repository {

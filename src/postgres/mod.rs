@@ -16,6 +16,7 @@ pub mod lsn;
 pub mod manifest;
 pub mod page;
 pub mod recovery;
+pub mod replication;
 pub mod sql;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage};
 
-pub use questions::WalPosition;
+pub use questions::{Geometry, WalPosition};
 
 use super::connection::ConnectionString;
 use super::{FormatError, Lsn, SegmentName, SystemId, TimelineId};
@@ -197,16 +197,7 @@ impl Client {
         let row = self.session.query_one(sql, &[]).await;
         let row = row.map_err(|error| self.failed(stopping, error))?;
         self.execute("SET client_encoding TO 'UTF8'").await?;
-        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
-                   pg_snapshot_xmax(pg_current_snapshot())";
-        let rows = self.query_rows(now).await?;
-        let mut columns = rows.into_iter().flatten().flatten();
-        let (time, xid) = (columns.next(), columns.next());
-        let time = time.and_then(|time| Timestamp::from_microsecond(time.parse().ok()?).ok());
-        let xid = xid.and_then(|xid| xid.parse().ok());
-        let (Some(stop_time), Some(next_xid)) = (time, xid) else {
-            return Err(self.strange("the server's clock").at(&self.place));
-        };
+        let (stop_time, next_xid) = self.clock_and_next_xid().await?;
         Ok(BackupStop {
             lsn: self.column::<String>(&row, 0)?.parse()?,
             label: self.column::<RawText>(&row, 1)?.0,
@@ -214,6 +205,20 @@ impl Client {
             stop_time,
             next_xid,
         })
+    }
+
+    /// The server's clock, and a transaction number (with its epoch in the high 32 bits) that,
+    /// like all later ones, belongs to no transaction that has ended by now.
+    pub async fn clock_and_next_xid(&self) -> Result<(Timestamp, u64)> {
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
+                   pg_snapshot_xmax(pg_current_snapshot())";
+        let rows = self.query_rows(now).await?;
+        let mut columns = rows.into_iter().flatten().flatten();
+        let (time, xid) = (columns.next(), columns.next());
+        let time = time.and_then(|time| Timestamp::from_microsecond(time.parse().ok()?).ok());
+        let xid = xid.and_then(|xid| xid.parse().ok());
+        time.zip(xid)
+            .ok_or_else(|| self.strange("the server's clock").at(&self.place))
     }
 
     /// Ends the current segment, so that it is archived; its end, or that of the last one if

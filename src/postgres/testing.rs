@@ -39,6 +39,37 @@ impl Server {
         server
     }
 
+    /// A server with TLS: `server.crt`, for the name localhost, by `ca.crt`; `other.crt` is
+    /// another authority.
+    pub(crate) fn with_tls() -> Self {
+        let mut server = Self::create(
+            &[],
+            "ssl = on\nssl_cert_file = '../server.crt'\nssl_key_file = '../server.key'\n",
+        );
+        let directory = server.path();
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        for name in ["ca", "other"] {
+            openssl(
+                &directory,
+                &format!(
+                    "req -x509 {key} -keyout {name}.key -out {name}.crt -subj /CN={name} -days 2"
+                ),
+            );
+        }
+        openssl(
+            &directory,
+            &format!("req {key} -keyout server.key -out server.csr -subj /CN=127.0.0.1"),
+        );
+        server.write(&directory.join("names"), "subjectAltName=DNS:localhost\n");
+        openssl(
+            &directory,
+            "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names",
+        );
+        server.give_away(&directory.join("server.key"));
+        server.launch();
+        server
+    }
+
     /// The same, not yet started.
     pub(crate) fn create(options: &[&str], settings: &str) -> Self {
         let directory = tempfile::Builder::new()
@@ -251,6 +282,16 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.crash();
     }
+}
+
+/// Runs openssl in `directory`.
+pub(crate) fn openssl(directory: &Path, arguments: &str) {
+    let run = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory)
+        .output();
+    let output = run.expect("this test needs the program openssl");
+    assert!(output.status.success(), "openssl {arguments}: {output:?}");
 }
 
 /// The user to run PostgreSQL as, if we are root.

@@ -72,6 +72,10 @@ pub struct Marker {
     pub tablespaces: Vec<Tablespace>,
     /// Configuration outside the data directory, as absolute paths, in the order of the tar.
     pub configuration_files: Vec<String>,
+    /// Configuration outside the data directory that could not be read, as absolute paths: a
+    /// server sends none of it over the replication protocol.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unread_configuration_files: Vec<String>,
     /// How PostgreSQL collated when the backup was made.
     #[serde(default)]
     pub collations: Vec<CollationVersion>,

@@ -81,6 +81,22 @@ impl ConfigFile {
         self
     }
 
+    /// Adds a cluster whose files are not on this host: backups come over the replication
+    /// protocol.
+    pub fn distant(mut self, name: &str, connection: &str) -> Self {
+        let keys = format!("connection = {}\n", quoted(connection));
+        self.clusters.push((name.into(), keys));
+        self
+    }
+
+    /// A key of the cluster that was added last, with a TOML value.
+    pub fn cluster_key(mut self, key: &str, toml: &str) -> Self {
+        if let Some((_, keys)) = self.clusters.last_mut() {
+            let _ = writeln!(keys, "{key} = {toml}");
+        }
+        self
+    }
+
     /// Adds a repository.
     pub fn repository(mut self, repository: Repository) -> Self {
         self.repositories.push(repository);

@@ -56,18 +56,6 @@ fn a_server_that_does_not_archive_is_refused() {
 }
 
 #[test]
-fn a_standby_is_refused_in_this_version() {
-    let mut site = Site::of(15).start();
-    let mut standby = site.cluster.standby(&site.scratch, "standby");
-    standby.start();
-    site.config = ConfigFile::new()
-        .cluster_at("main", standby.data(), &standby.connection("postgres"))
-        .repository(Repository::local("near", site.near.root()))
-        .write(&site.scratch);
-    site.seawall("backup").run().exits_with(4).says("standby");
-}
-
-#[test]
 fn a_server_that_is_down_and_a_repository_that_is_gone_are_failures_that_touch_nothing() {
     let site = Site::of(15);
     let failed = site.seawall("backup").run().exits_with(1);

@@ -167,6 +167,8 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
     let site = site();
     let url = format!("file://{}", site.near.root().display());
     let settings = backup::Settings {
+        primary: None,
+        server_timeout: Duration::from_secs(60),
         cluster: "main".into(),
         kind: BackupKind::Full,
         parent: None,

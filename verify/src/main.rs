@@ -68,7 +68,7 @@ fn run(args: &DrillArgs) -> Result<Exit> {
     };
     let fetch = siblings::path_of("seawall-fetch")?;
     let account = if privileges::is_root() {
-        Some(Account::of_postgresql([cluster.data_directory.as_path()])?)
+        Some(Account::of_postgresql(cluster.data_directory.as_deref())?)
     } else {
         None
     };
@@ -77,7 +77,8 @@ fn run(args: &DrillArgs) -> Result<Exit> {
         .clone()
         .or_else(|| config.drill.scratch.clone())
         .unwrap_or_else(std::env::temp_dir);
-    place::refuse_inside_a_cluster(&parent, &cluster.data_directory, &repository.url)?;
+    let data_directory = cluster.data_directory.as_deref();
+    place::refuse_inside_a_cluster(&parent, data_directory, &repository.url)?;
     let limits = limits(args, &config.drill);
     // Before the first thread.
     limits.take_hold()?;

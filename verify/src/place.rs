@@ -16,14 +16,14 @@ use seawall::postgres::data_directory::part_of_a_cluster;
 /// Exit code 4, with nothing touched.
 pub fn refuse_inside_a_cluster(
     parent: &Path,
-    data_directory: &Path,
+    data_directory: Option<&Path>,
     repository_url: &str,
 ) -> Result<()> {
     const HINT: &str = "choose another place with --scratch or drill.scratch";
     let real = parent.canonicalize().on("find", parent)?;
     let repository = repository_url.strip_prefix("file://").map(Path::new);
     for ancestor in real.ancestors() {
-        let part = if is_same(ancestor, data_directory) {
+        let part = if data_directory.is_some_and(|data| is_same(ancestor, data)) {
             Some("the cluster's data directory")
         } else if repository.is_some_and(|repository| is_same(ancestor, repository)) {
             Some("the repository")
@@ -70,7 +70,7 @@ mod tests {
         let url = format!("file://{}", root.path().join("repository").display());
         let link = root.path().join("link");
         std::os::unix::fs::symlink(&live, &link).unwrap();
-        let judge = |place: &Path| refuse_inside_a_cluster(place, &live, &url);
+        let judge = |place: &Path| refuse_inside_a_cluster(place, Some(&live), &url);
         for inside in [
             &live,
             &make("live/scratch"),
@@ -88,6 +88,6 @@ mod tests {
             judge(beside).unwrap();
         }
         // A cluster that is gone is in nobody's way.
-        refuse_inside_a_cluster(&make("drills"), Path::new("/nowhere"), "s3://bucket/pg").unwrap();
+        refuse_inside_a_cluster(&make("drills"), None, "s3://bucket/pg").unwrap();
     }
 }

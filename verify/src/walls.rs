@@ -66,7 +66,8 @@ impl Walls {
         let endpoints = endpoints(cluster);
         let hidden = match hide {
             true => {
-                let directories = directories(&cluster.data_directory);
+                let data_directory = cluster.data_directory.as_deref();
+                let directories = data_directory.map_or_else(Vec::new, directories);
                 refuse_what_would_be_lost(config, reached, &directories)?;
                 let sockets = sockets(endpoints.as_deref().unwrap_or_default());
                 let done = hide_all(&directories, &sockets);
@@ -267,8 +268,10 @@ fn endpoints(cluster: &ClusterConfig) -> Result<Vec<Host>, String> {
     };
     let connection = ConnectionString::parse(&text, &Surroundings::of_process())
         .map_err(|error| error.one_line())?;
-    let path = cluster.data_directory.join("postmaster.pid");
-    let written = std::fs::read_to_string(path).unwrap_or_default();
+    let path = cluster.data_directory.as_ref();
+    let path = path.map(|directory| directory.join("postmaster.pid"));
+    let written = path.and_then(|path| std::fs::read_to_string(path).ok());
+    let written = written.unwrap_or_default();
     let mut seen: Vec<Host> = Vec::new();
     for host in connection.hosts.into_iter().chain(written_down(&written)) {
         if !seen.contains(&host) {

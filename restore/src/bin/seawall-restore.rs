@@ -38,11 +38,12 @@ fn run(args: &RestoreArgs) -> Result<Exit> {
         .ok_or_else(|| Error::usage("no repository is configured"))?;
     let settings = settings(args, &config, cluster, &repository_name)?;
     if privileges::is_root() {
-        let account = Account::of_postgresql([
-            args.to.as_path(),
-            cluster_config.data_directory.as_path(),
-            Path::new("/var/lib/postgresql"),
-        ])?;
+        let places = [
+            Some(args.to.as_path()),
+            cluster_config.data_directory.as_deref(),
+        ];
+        let places = places.into_iter().flatten();
+        let account = Account::of_postgresql(places.chain([Path::new("/var/lib/postgresql")]))?;
         hand_over_directories(args, &account)?;
         account.become_it()?;
         // The restored server's restore_command runs as that user and needs it.

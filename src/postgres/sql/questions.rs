@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use super::Client;
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
-use crate::postgres::Lsn;
 use crate::postgres::connection::{ConnectionString, Surroundings};
+use crate::postgres::{Lsn, SegmentSize, SystemId};
 
 /// Where a primary's WAL stands, and what has been written to it; see
 /// [`Client::wal_position`].
@@ -25,7 +25,53 @@ pub struct WalPosition {
     pub archiver_fails: bool,
 }
 
+/// What a cluster is made of, as its control file says it; see [`Client::geometry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// The cluster.
+    pub system_id: SystemId,
+    /// PostgreSQL's major version.
+    pub major: u32,
+    /// PostgreSQL's catalog version, which names tablespace directories.
+    pub catalog_version: u32,
+    /// `wal_segment_size`
+    pub segment_size: SegmentSize,
+    /// Bytes of a data page.
+    pub block_size: u32,
+    /// Pages of one file of a relation.
+    pub relation_segment_blocks: u32,
+    /// Whether data pages carry checksums.
+    pub data_checksums: bool,
+}
+
 impl Client {
+    /// What the control file says of the cluster, without a look at the file.
+    pub async fn geometry(&self) -> Result<Geometry> {
+        let sql = "SELECT s.system_identifier, s.catalog_version_no, i.bytes_per_wal_segment, \
+                   i.database_block_size, i.blocks_per_segment, i.data_page_checksum_version \
+                   FROM pg_control_system() s, pg_control_init() i";
+        let rows = self.query_rows(sql).await?;
+        let numbers: Option<Vec<u64>> = rows.first().and_then(|row| {
+            // The system identifier is shown as a signed number.
+            let number = |text: &String| text.parse().or(text.parse().map(i64::cast_unsigned));
+            row.iter().map(|text| number(text.as_ref()?).ok()).collect()
+        });
+        let strange = || Error::failed("the server did not tell its geometry").at(self.place());
+        let Some(&[system, catalog, segment, block, blocks, checksums]) = numbers.as_deref() else {
+            return Err(strange());
+        };
+        let small = |number: u64| u32::try_from(number).map_err(|_| strange());
+        Ok(Geometry {
+            system_id: SystemId(system),
+            major: self.major(),
+            catalog_version: small(catalog)?,
+            segment_size: SegmentSize::new(segment)?,
+            block_size: small(block)?,
+            relation_segment_blocks: small(blocks)?,
+            data_checksums: checksums == 1,
+        })
+    }
+
     /// Connects to the server of `cluster`.
     pub async fn of_cluster(cluster: &ClusterConfig) -> Result<Self> {
         let text = match &cluster.connection {

@@ -5,11 +5,9 @@ use super::*;
 use crate::postgres::connection::Surroundings;
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{BackupLabel, parse_tablespace_map};
-use crate::postgres::testing::Server;
+use crate::postgres::testing::{Server, openssl};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 async fn connect(text: &str) -> Result<Client> {
@@ -145,45 +143,6 @@ async fn a_server_that_never_answers_is_given_up() {
     );
 }
 
-/// Runs openssl in `directory`.
-fn openssl(directory: &Path, arguments: &str) {
-    let run = Command::new("openssl")
-        .args(arguments.split(' '))
-        .current_dir(directory)
-        .output();
-    let output = run.expect("this test needs the program openssl");
-    assert!(output.status.success(), "openssl {arguments}: {output:?}");
-}
-
-/// A server with TLS: `server.crt`, for the name localhost, by `ca.crt`; `other.crt` is
-/// another authority.
-fn with_tls() -> Server {
-    let mut server = Server::create(
-        &[],
-        "ssl = on\nssl_cert_file = '../server.crt'\nssl_key_file = '../server.key'\n",
-    );
-    let directory = server.path();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    for name in ["ca", "other"] {
-        openssl(
-            &directory,
-            &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -subj /CN={name} -days 2"),
-        );
-    }
-    openssl(
-        &directory,
-        &format!("req {key} -keyout server.key -out server.csr -subj /CN=127.0.0.1"),
-    );
-    server.write(&directory.join("names"), "subjectAltName=DNS:localhost\n");
-    openssl(
-        &directory,
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names",
-    );
-    server.give_away(&directory.join("server.key"));
-    server.launch();
-    server
-}
-
 async fn uses_tls(text: &str) -> bool {
     let client = connect(text)
         .await
@@ -194,7 +153,7 @@ async fn uses_tls(text: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_proves_what_sslmode_asks_for() {
-    let server = with_tls();
+    let server = Server::with_tls();
     let file = |name: &str| server.path().join(name).display().to_string();
     let (ca, other) = (file("ca.crt"), file("other.crt"));
     let by = |host: &str, rest: &str| format!("host={host} port={} {rest}", server.port());
@@ -282,7 +241,7 @@ async fn tls_proves_what_sslmode_asks_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_self_signed_certificate_is_trusted_by_naming_it() {
-    let mut server = with_tls();
+    let mut server = Server::with_tls();
     server.stop();
     // As PostgreSQL's documentation makes one: it is its own authority.
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";

@@ -99,7 +99,7 @@ impl Drill<'_> {
         let ours = match self.scenario {
             // It is not to be looked at.
             Scenario::TotalLoss => None,
-            _ => device(&self.cluster.data_directory),
+            _ => self.cluster.data_directory.as_deref().and_then(device),
         };
         let same_disk = repositories.iter().any(|repository| {
             let path = repository.url.strip_prefix("file://");
