@@ -16,6 +16,7 @@ mod resume;
 mod scan;
 mod server;
 mod sums;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -324,6 +325,7 @@ async fn run(
         configuration_files,
         collations: source.collations.clone(),
         superuser: source.superuser.clone(),
+        databases: source.databases.clone(),
         logical_slots: source.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::sql::Client;
-use crate::repository::marker::CollationVersion;
+use crate::repository::marker::{CollationVersion, Database};
 
 /// The server and its data directory, which belong together.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Source {
     pub collations: Vec<CollationVersion>,
     /// The role that initdb made.
     pub superuser: String,
+    /// The databases, by their numbers.
+    pub databases: Vec<Database>,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
 }
@@ -84,6 +86,16 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         .query_text("SELECT rolname FROM pg_roles WHERE oid = 10")
         .await?
         .ok_or_else(|| Error::failed("the server has no role with oid 10").at(client.place()))?;
+    let databases = client
+        .query_column("SELECT oid || ' ' || datname FROM pg_database ORDER BY oid")
+        .await?
+        .iter()
+        .filter_map(|row| {
+            let (oid, name) = row.split_once(' ')?;
+            let (oid, name) = (oid.parse().ok()?, name.to_owned());
+            Some(Database { oid, name })
+        })
+        .collect();
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     let logical_slots = client.query_column(slots).await?;
     Ok(Source {
@@ -92,6 +104,7 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         configuration,
         collations,
         superuser,
+        databases,
         logical_slots,
     })
 }
