@@ -8,6 +8,7 @@ mod configuration;
 mod delta;
 mod engine;
 mod floor;
+mod host;
 mod manifest;
 mod objects;
 mod settings;
@@ -23,6 +24,7 @@ use seawall::durable;
 use seawall::error::{Error, IoContext, Result};
 use seawall::postgres::control::ControlFile;
 use seawall::postgres::layout;
+use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
@@ -33,6 +35,7 @@ use engine::Means;
 use manifest::NewManifest;
 use target::{Layout, Target};
 
+pub use host::Differences;
 pub use settings::{Archive, RestoreCommand};
 
 /// What a restore needs to know.
@@ -46,6 +49,8 @@ pub struct Settings {
     pub action: RecoveryAction,
     /// Make a standby instead of recovering to a target.
     pub standby: bool,
+    /// What a standby is told of its primary.
+    pub primary: Primary,
     /// What the restored cluster does about archiving.
     pub archive: Archive,
     /// Keep what `ALTER SYSTEM` set on the source. A drill has settings of its own.
@@ -63,6 +68,8 @@ pub struct Settings {
     pub jobs: usize,
     /// How the restored server fetches WAL.
     pub restore_command: RestoreCommand,
+    /// Where PostgreSQL's programs lie on this host, if that is configured.
+    pub bin_directory: Option<PathBuf>,
 }
 
 /// How long a part of the restore took, and what it moved.
@@ -109,6 +116,9 @@ pub struct Restored {
     pub release: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// What is missing or different on this host; nothing for a restore that leaves the
+    /// source's settings out.
+    pub host: Differences,
     /// What the source's configuration says, as far as the backup holds it.
     pub source_settings: BTreeMap<String, String>,
     /// Says that the backup is in use. Recovery goes on needing WAL behind it after the restore:
@@ -274,9 +284,17 @@ async fn write(
 
     for slot in &plan.backup.logical_slots {
         warnings.push(format!(
-            "the logical replication slot {slot} is not restored"
+            "the logical replication slot {slot} is not restored: its subscriber must be set up anew"
         ));
     }
+    let host = match settings.keep_source_settings {
+        true => {
+            let bin_directory = settings.bin_directory.as_deref();
+            Differences::find(&plan.backup, &source_settings, bin_directory)
+        }
+        false => Differences::default(),
+    };
+    warnings.extend(host.warnings());
     Ok(Restored {
         phases: clock.phases,
         files: written.files,
@@ -286,6 +304,7 @@ async fn write(
         fetched_bytes: written.fetched_bytes,
         release,
         warnings,
+        host,
         source_settings,
         plan,
         lease: None,

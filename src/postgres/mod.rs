@@ -12,9 +12,12 @@ pub mod history;
 pub mod incremental;
 pub mod label;
 pub mod layout;
+pub mod libraries;
 pub mod lsn;
 pub mod manifest;
 pub mod page;
+pub mod primary;
+pub mod programs;
 pub mod recovery;
 pub mod sql;
 #[cfg(test)]
