@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use crate::delta;
 use crate::manifest::NewManifest;
 use crate::objects::{blocking, create, make_directory, set_mode};
+use crate::only::Only;
 use crate::write::Writer;
 
 /// A work holds about so many bytes, and a larger file is cut into parts of exactly so many: a
@@ -81,6 +82,8 @@ pub(crate) struct Means {
     pub(crate) delta: bool,
     /// Where files are put together from several backups: what becomes their manifest.
     pub(crate) manifest: Option<Arc<NewManifest>>,
+    /// Which databases are restored, where it is not all of them.
+    pub(crate) only: Option<Arc<Only>>,
     pub(crate) progress: Progress,
 }
 
@@ -213,6 +216,9 @@ impl<'a> Schedule<'a> {
 
     fn file(&mut self, file: ChainFile) -> Result<()> {
         self.files += 1;
+        if self.shared.means.stub(&file)? {
+            return Ok(());
+        }
         // What may stay as it is, is judged as a whole.
         let may_stay = self.shared.means.delta && file.digest.is_some();
         if file.size > PART_SIZE && !may_stay {
@@ -396,7 +402,7 @@ impl Worker<'_> {
                 self.written.wrote += started.elapsed();
                 let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
                 writer.compare(in_place);
-                let with_crc = self.shared.is_chain;
+                let with_crc = self.shared.means.manifest.is_some();
                 let (mut hasher, mut crc) = (PlainHasher::default(), 0);
                 reader.read(part, &mut |bytes| {
                     hasher.update(bytes);
@@ -433,7 +439,7 @@ impl Worker<'_> {
             let mut writer = Writer::new(&split.file, &split.path, start, &mut self.buffer);
             writer.compare(self.shared.means.delta);
             let (mut hasher, mut crc) = (PlainHasher::of_part(start), 0);
-            let with_crc = self.shared.is_chain;
+            let with_crc = self.shared.means.manifest.is_some();
             reader.read(part, &mut |bytes| {
                 hasher.update(bytes);
                 if with_crc {

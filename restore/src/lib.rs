@@ -11,6 +11,7 @@ mod floor;
 mod host;
 mod manifest;
 mod objects;
+mod only;
 mod settings;
 pub mod target;
 mod write;
@@ -33,9 +34,11 @@ use seawall::repository::{Repository, System};
 
 use engine::Means;
 use manifest::NewManifest;
+use only::Only;
 use target::{Layout, Target};
 
 pub use host::Differences;
+pub use only::LeftOut;
 pub use settings::{Archive, RestoreCommand};
 
 /// What a restore needs to know.
@@ -57,6 +60,8 @@ pub struct Settings {
     pub keep_source_settings: bool,
     /// Where tablespaces go.
     pub tablespaces: target::Tablespaces,
+    /// The databases to restore, by name or oid; none: all.
+    pub only_databases: Vec<String>,
     /// Where pg_wal lies instead of inside the data directory.
     pub waldir: Option<PathBuf>,
     /// Replace a cluster that is there and not running.
@@ -112,6 +117,8 @@ pub struct Restored {
     pub plain_bytes: u64,
     /// Bytes fetched from the repository, WAL not included.
     pub fetched_bytes: u64,
+    /// The databases that were not restored, where only some were.
+    pub left_out: Option<LeftOut>,
     /// The SQL that releases archiving where it is on hold.
     pub release: Option<String>,
     /// What the person should know.
@@ -197,6 +204,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
     let catalogue = Catalogue::load(system).await?;
     let plan = catalogue.plan(&settings.request).await?;
     let layout = Layout::of(&plan.backup, settings)?;
+    let only = Only::of(&settings.only_databases, &plan.backup)?;
     let lease = system
         .repository()
         .lease(
@@ -206,7 +214,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             plan.chain().iter().map(|backup| backup.id.clone()),
         )
         .await;
-    match write(system, settings, plan, layout, clock).await {
+    match write(system, settings, plan, layout, only, clock).await {
         Ok(mut restored) => {
             restored.lease = Some(lease);
             Ok(restored)
@@ -224,6 +232,7 @@ async fn write(
     settings: &Settings,
     plan: Plan,
     layout: Layout,
+    only: Option<Only>,
     mut clock: Clock,
 ) -> Result<Restored> {
     clock.end("plan", None);
@@ -236,8 +245,10 @@ async fn write(
         delta::remove_foreign(system, &plan.backup, target.root(), tablespaces).await?;
     }
     let chain = plan.chain();
-    let is_chain = chain.len() > 1;
-    let manifest = is_chain.then(|| NewManifest::begin(&plan.backup, target.root()));
+    let only = only.map(Arc::new);
+    // The stored manifest tells of files that become others here.
+    let is_stored = chain.len() == 1 && only.is_none();
+    let manifest = (!is_stored).then(|| NewManifest::begin(&plan.backup, target.root()));
     let manifest = manifest.transpose()?.map(Arc::new);
     let progress = Progress::new("restore", Some(plan.backup.restored_bytes()));
     let means = Means {
@@ -245,6 +256,7 @@ async fn write(
         jobs: settings.jobs,
         delta: settings.delta,
         manifest: manifest.clone(),
+        only: only.clone(),
         progress: progress.clone(),
     };
     let written = engine::write_all(system, &chain, means).await;
@@ -295,9 +307,12 @@ async fn write(
         false => Differences::default(),
     };
     warnings.extend(host.warnings());
+    let left_out = only.map(|only| only.left_out(&plan.backup));
+    warnings.extend(left_out.as_ref().and_then(LeftOut::warning));
     Ok(Restored {
         phases: clock.phases,
-        files: written.files,
+        files: written.files - left_out.as_ref().map_or(0, |left_out| left_out.files),
+        left_out,
         kept_files: written.kept_files,
         kept_bytes: written.kept_bytes,
         plain_bytes: written.plain_bytes,

@@ -53,6 +53,10 @@ pub struct RestoreArgs {
     /// Put every tablespace into a directory of its own below DIR, named by its oid
     #[arg(long, value_name = "DIR", conflicts_with = "tablespace")]
     pub tablespaces_under: Option<PathBuf>,
+    /// Restore this database (name or oid) and those of initdb; the others become files of
+    /// zeros, which can only be dropped; may be repeated
+    #[arg(long, value_name = "NAME", conflicts_with = "standby")]
+    pub only_database: Vec<String>,
     /// Put pg_wal there, behind a symbolic link
     #[arg(long, value_name = "DIR")]
     pub waldir: Option<PathBuf>,

@@ -72,6 +72,7 @@ fn restore_settings(to: &Path, backup: Option<BackupId>) -> Settings {
         archive: Archive::Off,
         keep_source_settings: true,
         tablespaces: Tablespaces::Mapped(Vec::new()),
+        only_databases: Vec::new(),
         waldir: None,
         force: false,
         delta: false,

@@ -200,6 +200,57 @@ fn a_page_that_the_source_had_damaged_is_told_and_is_no_finding() {
 }
 
 #[test]
+fn a_chain_is_verified_from_its_full_backup_on_and_again_when_it_is_merged() {
+    let site = Site::of(15).start();
+    site.cluster
+        .sql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n");
+    let incremental = || {
+        let call = site.seawall("backup").args(["--kind", "incremental"]);
+        call.arg("--json").run().success().json()
+    };
+    let full = site.backup();
+    site.cluster.sql("UPDATE t SET n = n WHERE n < 500");
+    incremental();
+    site.cluster
+        .sql("UPDATE t SET n = n WHERE n > 49000; CREATE TABLE u AS TABLE t");
+    let last = incremental();
+    site.cluster.archive_all(PATIENCE);
+    let verify = || {
+        let call = site.seawall("verify").arg("--json");
+        call.arg(last["id"].as_str().unwrap()).run()
+    };
+    let report = verify().success().json();
+    let backups = report["repositories"][0]["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 3, "{report}");
+    assert_eq!(backups[0]["id"], full["id"]);
+    assert!(backups[1]["pages"].as_u64() < backups[0]["pages"].as_u64());
+    assert!(backups[1]["pages"].as_u64() > Some(0), "{}", backups[1]);
+
+    // What all of it stands on is damaged, and then gone.
+    let id = full["id"].as_str().unwrap();
+    let keys = site.near.keys_with("data/000001.tar.zst");
+    let pack = keys.iter().find(|key| key.contains(id)).unwrap();
+    let whole = site.near.flip(pack, 1000);
+    let found = findings(&verify().exits_with(3));
+    assert_eq!(found[0]["key"], pack.as_str(), "{found:?}");
+    site.near.put_back(pack, &whole);
+    let marker = format!("{id}/backup.json");
+    let marker = site.near.keys_with(&marker).remove(0);
+    let taken = site.near.remove(&marker);
+    let found = findings(&site.seawall("verify").arg("--json").run().exits_with(3));
+    assert!(found.iter().all(|f| f["kind"] == "chain"), "{found:?}");
+    assert_eq!(found.len(), 2, "{found:?}");
+    site.near.put_back(&marker, &taken);
+
+    let merged = site
+        .seawall("merge")
+        .arg(last["id"].as_str().unwrap())
+        .run();
+    merged.success();
+    site.seawall("verify").run().success();
+}
+
+#[test]
 fn a_repository_in_a_bucket_is_verified_and_a_store_that_is_gone_is_no_finding() {
     let scratch = Scratch::new();
     let mut garage = Garage::start(&scratch);

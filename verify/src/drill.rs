@@ -332,6 +332,7 @@ impl Drill<'_> {
             archive: Archive::Off,
             keep_source_settings: false,
             tablespaces: Tablespaces::AllUnder(scratch.join("tablespaces")),
+            only_databases: Vec::new(),
             waldir: None,
             force: false,
             delta: false,

@@ -123,7 +123,7 @@ impl Draft {
         let mut members = writer.finish().unwrap().members;
         lie(&mut members);
         let mut text = Vec::new();
-        index::write(&mut text, &keys::backup::pack(number), &members).unwrap();
+        index::write(&mut text, &keys::backup::pack(number), None, &members).unwrap();
         let mut compressor = FrameCompressor::new(Compression::default()).unwrap();
         let index = compressor.compress(&text).unwrap();
         self.put(keys::backup::pack(number), stored).await;
