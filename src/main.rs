@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use seawall::cli::{
     self, Seawall, Verb, backup, check, copy, daemon, expire, heartbeat, init, list, merge, pin,
-    restore_point, schedule, siblings, wal,
+    restore_point, schedule, siblings, verify, wal,
 };
 use seawall::error::{Error, Exit, Result};
 
@@ -56,6 +56,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
             args.common.log_level,
             Box::new(move || heartbeat::run(&args)),
         ),
+        Verb::Verify(args) => (args.common.log_level, Box::new(move || verify::run(&args))),
         Verb::Wal(args) => (args.common().log_level, Box::new(move || wal::run(&args))),
         Verb::Restore(_) | Verb::Drill(_) | Verb::Archive(_) | Verb::Fetch(_) => {
             let error = Error::usage("this verb is a program of its own")

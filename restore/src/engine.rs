@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use crate::delta;
 use crate::manifest::NewManifest;
 use crate::objects::{blocking, create};
+use crate::only::Only;
 use crate::write::Writer;
 use schedule::{PART_SIZE, Schedule, Split, Work};
 
@@ -76,6 +77,8 @@ pub(crate) struct Means {
     pub(crate) delta: bool,
     /// Where files are put together from several backups: what becomes their manifest.
     pub(crate) manifest: Option<Arc<NewManifest>>,
+    /// Which databases are restored, where it is not all of them.
+    pub(crate) only: Option<Arc<Only>>,
     pub(crate) progress: Progress,
 }
 
@@ -285,7 +288,7 @@ impl Worker<'_> {
                 self.written.wrote += started.elapsed();
                 let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
                 writer.compare(in_place);
-                let with_crc = self.shared.is_chain;
+                let with_crc = self.shared.means.manifest.is_some();
                 let (mut hasher, mut crc) = (PlainHasher::default(), 0);
                 reader.read(part, &mut |bytes| {
                     hasher.update(bytes);
@@ -322,7 +325,7 @@ impl Worker<'_> {
             let mut writer = Writer::new(&split.file, &split.path, start, &mut self.buffer);
             writer.compare(self.shared.means.delta);
             let (mut hasher, mut crc) = (PlainHasher::of_part(start), 0);
-            let with_crc = self.shared.is_chain;
+            let with_crc = self.shared.means.manifest.is_some();
             reader.read(part, &mut |bytes| {
                 hasher.update(bytes);
                 if with_crc {

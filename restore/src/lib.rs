@@ -8,8 +8,10 @@ mod configuration;
 mod delta;
 mod engine;
 mod floor;
+mod host;
 mod manifest;
 mod objects;
+mod only;
 mod settings;
 pub mod target;
 mod write;
@@ -23,6 +25,7 @@ use seawall::durable;
 use seawall::error::{Error, IoContext, Result};
 use seawall::postgres::control::ControlFile;
 use seawall::postgres::layout;
+use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
@@ -31,8 +34,11 @@ use seawall::repository::{Repository, System};
 
 use engine::Means;
 use manifest::NewManifest;
+use only::Only;
 use target::{Layout, Target};
 
+pub use host::Differences;
+pub use only::LeftOut;
 pub use settings::{Archive, RestoreCommand};
 
 /// What a restore needs to know.
@@ -46,12 +52,16 @@ pub struct Settings {
     pub action: RecoveryAction,
     /// Make a standby instead of recovering to a target.
     pub standby: bool,
+    /// What a standby is told of its primary.
+    pub primary: Primary,
     /// What the restored cluster does about archiving.
     pub archive: Archive,
     /// Keep what `ALTER SYSTEM` set on the source. A drill has settings of its own.
     pub keep_source_settings: bool,
     /// Where tablespaces go.
     pub tablespaces: target::Tablespaces,
+    /// The databases to restore, by name or oid; none: all.
+    pub only_databases: Vec<String>,
     /// Where pg_wal lies instead of inside the data directory.
     pub waldir: Option<PathBuf>,
     /// Replace a cluster that is there and not running.
@@ -63,6 +73,8 @@ pub struct Settings {
     pub jobs: usize,
     /// How the restored server fetches WAL.
     pub restore_command: RestoreCommand,
+    /// Where PostgreSQL's programs lie on this host, if that is configured.
+    pub bin_directory: Option<PathBuf>,
 }
 
 /// How long a part of the restore took, and what it moved.
@@ -105,10 +117,15 @@ pub struct Restored {
     pub plain_bytes: u64,
     /// Bytes fetched from the repository, WAL not included.
     pub fetched_bytes: u64,
+    /// The databases that were not restored, where only some were.
+    pub left_out: Option<LeftOut>,
     /// The SQL that releases archiving where it is on hold.
     pub release: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// What is missing or different on this host; nothing for a restore that leaves the
+    /// source's settings out.
+    pub host: Differences,
     /// What the source's configuration says, as far as the backup holds it.
     pub source_settings: BTreeMap<String, String>,
     /// Says that the backup is in use. Recovery goes on needing WAL behind it after the restore:
@@ -187,6 +204,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
     let catalogue = Catalogue::load(system).await?;
     let plan = catalogue.plan(&settings.request).await?;
     let layout = Layout::of(&plan.backup, settings)?;
+    let only = Only::of(&settings.only_databases, &plan.backup)?;
     let lease = system
         .repository()
         .lease(
@@ -196,7 +214,7 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             plan.chain().iter().map(|backup| backup.id.clone()),
         )
         .await;
-    match write(system, settings, plan, layout, clock).await {
+    match write(system, settings, plan, layout, only, clock).await {
         Ok(mut restored) => {
             restored.lease = Some(lease);
             Ok(restored)
@@ -214,6 +232,7 @@ async fn write(
     settings: &Settings,
     plan: Plan,
     layout: Layout,
+    only: Option<Only>,
     mut clock: Clock,
 ) -> Result<Restored> {
     clock.end("plan", None);
@@ -226,8 +245,10 @@ async fn write(
         delta::remove_foreign(system, &plan.backup, target.root(), tablespaces).await?;
     }
     let chain = plan.chain();
-    let is_chain = chain.len() > 1;
-    let manifest = is_chain.then(|| NewManifest::begin(&plan.backup, target.root()));
+    let only = only.map(Arc::new);
+    // The stored manifest tells of files that become others here.
+    let is_stored = chain.len() == 1 && only.is_none();
+    let manifest = (!is_stored).then(|| NewManifest::begin(&plan.backup, target.root()));
     let manifest = manifest.transpose()?.map(Arc::new);
     let progress = Progress::new("restore", Some(plan.backup.restored_bytes()));
     let means = Means {
@@ -235,6 +256,7 @@ async fn write(
         jobs: settings.jobs,
         delta: settings.delta,
         manifest: manifest.clone(),
+        only: only.clone(),
         progress: progress.clone(),
     };
     let written = engine::write_all(system, &chain, means).await;
@@ -274,18 +296,30 @@ async fn write(
 
     for slot in &plan.backup.logical_slots {
         warnings.push(format!(
-            "the logical replication slot {slot} is not restored"
+            "the logical replication slot {slot} is not restored: its subscriber must be set up anew"
         ));
     }
+    let host = match settings.keep_source_settings {
+        true => {
+            let bin_directory = settings.bin_directory.as_deref();
+            Differences::find(&plan.backup, &source_settings, bin_directory)
+        }
+        false => Differences::default(),
+    };
+    warnings.extend(host.warnings());
+    let left_out = only.map(|only| only.left_out(&plan.backup));
+    warnings.extend(left_out.as_ref().and_then(LeftOut::warning));
     Ok(Restored {
         phases: clock.phases,
-        files: written.files,
+        files: written.files - left_out.as_ref().map_or(0, |left_out| left_out.files),
+        left_out,
         kept_files: written.kept_files,
         kept_bytes: written.kept_bytes,
         plain_bytes: written.plain_bytes,
         fetched_bytes: written.fetched_bytes,
         release,
         warnings,
+        host,
         source_settings,
         plan,
         lease: None,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use seawall::durable;
 use seawall::error::{IoContext, Result};
+use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{
     self, ARCHIVING_ON_HOLD, RecoverySettings, RecoveryTimeline, setting, without_recovery_settings,
 };
@@ -180,6 +181,12 @@ fn lines(plan: &Plan, settings: &Settings, release: &str) -> Result<String> {
         },
     };
     let mut text = recovery.render()?;
+    let Primary { conninfo, slot } = &settings.primary;
+    for (name, value) in [("primary_conninfo", conninfo), ("primary_slot_name", slot)] {
+        if let Some(value) = value {
+            text += &setting(name, value)?;
+        }
+    }
     // Reading ahead, PostgreSQL asks for the segment behind the target's before it has got
     // there, and an error about that one would stop it short of its target.
     if plan.broken_behind && plan.backup.major() >= 15 {

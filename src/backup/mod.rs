@@ -18,6 +18,7 @@ mod scan;
 mod server;
 mod standby;
 mod sums;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -352,6 +353,7 @@ async fn run(
         unread_configuration_files: Vec::new(),
         collations: source.collations.clone(),
         superuser: source.superuser.clone(),
+        databases: source.databases.clone(),
         logical_slots: source.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,

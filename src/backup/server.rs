@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::sql::Client;
-use crate::repository::marker::CollationVersion;
+use crate::repository::marker::{CollationVersion, Database};
 
 /// The server and its data directory, which belong together.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Source {
     pub collations: Vec<CollationVersion>,
     /// The role that initdb made.
     pub superuser: String,
+    /// The databases, by their numbers.
+    pub databases: Vec<Database>,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
     /// Whether it is a standby.
@@ -36,6 +38,8 @@ pub struct Answers {
     pub collations: Vec<CollationVersion>,
     /// The role that initdb made.
     pub superuser: String,
+    /// The databases, by their numbers.
+    pub databases: Vec<Database>,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
     /// Whether it is a standby.
@@ -64,6 +68,7 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         configuration: answers.configuration,
         collations: answers.collations,
         superuser: answers.superuser,
+        databases: answers.databases,
         logical_slots: answers.logical_slots,
         standby: answers.standby,
     })
@@ -92,11 +97,22 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         .query_text("SELECT rolname FROM pg_roles WHERE oid = 10")
         .await?
         .ok_or_else(|| Error::failed("the server has no role with oid 10").at(client.place()))?;
+    let databases = client
+        .query_column("SELECT oid || ' ' || datname FROM pg_database ORDER BY oid")
+        .await?
+        .iter()
+        .filter_map(|row| {
+            let (oid, name) = row.split_once(' ')?;
+            let (oid, name) = (oid.parse().ok()?, name.to_owned());
+            Some(Database { oid, name })
+        })
+        .collect();
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     Ok(Answers {
         configuration,
         collations: collations(client).await?,
         superuser,
+        databases,
         logical_slots: client.query_column(slots).await?,
         standby,
     })

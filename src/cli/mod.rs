@@ -19,6 +19,7 @@ pub mod restore;
 pub mod restore_point;
 pub mod schedule;
 pub mod siblings;
+pub mod verify;
 pub mod wal;
 pub mod wal_resolve;
 pub mod wal_verify;
@@ -83,6 +84,8 @@ pub enum Verb {
     Schedule(schedule::ScheduleArgs),
     /// Write a tiny message into the WAL, so that the newest recoverable moment is known
     Heartbeat(heartbeat::HeartbeatArgs),
+    /// Read and check stored base backups, without PostgreSQL
+    Verify(verify::VerifyArgs),
     /// Verify archived WAL, and settle conflicts in it
     Wal(wal::WalArgs),
     /// Archive one WAL file (runs seawall-archive)

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::Common;
 use crate::error::{Error, Result};
+use crate::postgres::primary::{self, Primary};
 use crate::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use crate::postgres::{Lsn, TimelineId};
 use crate::repository::catalogue::Request;
@@ -37,12 +38,25 @@ pub struct RestoreArgs {
     /// nowhere
     #[arg(long, conflicts_with_all = ["target", "action", "end_at_gap"])]
     pub standby: bool,
+    /// How the standby reaches its primary: primary_conninfo, without a password
+    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    pub primary_conninfo: Option<String>,
+    /// The replication slot of the primary that the standby uses: primary_slot_name
+    #[arg(long, value_name = "NAME", requires = "standby")]
+    pub slot: Option<String>,
     /// The repository to restore from [default: the first]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
     /// Put the tablespace that lay at OLD into NEW; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping)]
     pub tablespace: Vec<(PathBuf, PathBuf)>,
+    /// Put every tablespace into a directory of its own below DIR, named by its oid
+    #[arg(long, value_name = "DIR", conflicts_with = "tablespace")]
+    pub tablespaces_under: Option<PathBuf>,
+    /// Restore this database (name or oid) and those of initdb; the others become files of
+    /// zeros, which can only be dropped; may be repeated
+    #[arg(long, value_name = "NAME", conflicts_with = "standby")]
+    pub only_database: Vec<String>,
     /// Put pg_wal there, behind a symbolic link
     #[arg(long, value_name = "DIR")]
     pub waldir: Option<PathBuf>,
@@ -123,6 +137,18 @@ impl From<Action> for RecoveryAction {
 }
 
 impl RestoreArgs {
+    /// What the standby is told of its primary.
+    ///
+    /// # Errors
+    /// A password in the connection string, or a name that no slot can have.
+    pub fn primary(&self) -> Result<Primary> {
+        let conninfo = self.primary_conninfo.as_deref();
+        Ok(Primary {
+            conninfo: conninfo.map(primary::conninfo).transpose()?,
+            slot: self.slot.as_deref().map(primary::slot_name).transpose()?,
+        })
+    }
+
     /// What the catalogue is asked for, and what the server does at the target.
     pub fn request(&self) -> Result<(Request, RecoveryAction)> {
         let request = self.target.request(self.exclusive)?;

@@ -81,6 +81,10 @@ pub struct Marker {
     pub collations: Vec<CollationVersion>,
     /// The role that initdb made, which may connect to every database.
     pub superuser: String,
+    /// The databases when the backup began, by their numbers; empty where an older Seawall made
+    /// the backup.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub databases: Vec<Database>,
     /// Logical replication slots that the server had; they are lost in a restore.
     #[serde(default)]
     pub logical_slots: Vec<String>,
@@ -133,6 +137,15 @@ pub struct Tablespace {
     pub oid: u32,
     /// Where it lay on the source.
     pub location: String,
+}
+
+/// A database, as it was called when the backup began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// Its oid; `base/OID` is its directory.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// The version of a collation provider as the server reported it.

@@ -151,7 +151,7 @@ fn check(
 }
 
 /// An error while plain bytes were read is the store's, or says that they are damaged.
-pub(super) fn trouble(error: std::io::Error) -> Trouble {
+pub(crate) fn trouble(error: std::io::Error) -> Trouble {
     match error.downcast::<StorageError>() {
         Ok(error) => Trouble::Unread(error.into()),
         Err(error) => Trouble::Damaged(error.to_string()),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use seawall::backup;
 use seawall::config::Compression;
 use seawall::postgres::connection::{ConnectionString, Surroundings};
+use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::postgres::sql::Client;
 use seawall::repository::Repository;
@@ -67,14 +68,17 @@ fn restore_settings(to: &Path, backup: Option<BackupId>) -> Settings {
         },
         action: RecoveryAction::Promote,
         standby: false,
+        primary: Primary::default(),
         archive: Archive::Off,
         keep_source_settings: true,
         tablespaces: Tablespaces::Mapped(Vec::new()),
+        only_databases: Vec::new(),
         waldir: None,
         force: false,
         delta: false,
         jobs: 2,
         restore_command: RestoreCommand::default(),
+        bin_directory: None,
     }
 }
 

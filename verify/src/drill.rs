@@ -14,6 +14,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use seawall::config::{ClusterConfig, Config};
 use seawall::error::{Error, Exit, Result};
+use seawall::postgres::primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
 use seawall::repository::leases::Work;
@@ -327,9 +328,11 @@ impl Drill<'_> {
             request: course.request.clone(),
             action: RecoveryAction::Promote,
             standby: false,
+            primary: primary::Primary::default(),
             archive: Archive::Off,
             keep_source_settings: false,
             tablespaces: Tablespaces::AllUnder(scratch.join("tablespaces")),
+            only_databases: Vec::new(),
             waldir: None,
             force: false,
             delta: false,
@@ -341,6 +344,7 @@ impl Drill<'_> {
                 repository: self.repository.name().to_owned(),
                 jobs: (share.fetch_jobs < self.config.fetch.jobs).then_some(share.fetch_jobs),
             },
+            bin_directory: None,
         }
     }
 

@@ -18,7 +18,6 @@ pub mod limits;
 pub mod locales;
 pub mod place;
 pub mod processes;
-pub mod programs;
 pub mod random_time;
 pub mod rehearsal;
 pub mod render;
@@ -27,3 +26,5 @@ pub mod report;
 pub mod scratch;
 pub mod walls;
 pub mod watch;
+
+pub use seawall::postgres::programs;

@@ -4,14 +4,11 @@
 //! earnest needs them, so those that this host lacks are named.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// The settings that name libraries.
-pub const SETTINGS: [&str; 3] = [
-    "shared_preload_libraries",
-    "session_preload_libraries",
-    "local_preload_libraries",
-];
+use seawall::postgres::libraries::{is_there, names};
+
+pub use seawall::postgres::libraries::{PRELOADED as SETTINGS, library_directory};
 
 /// What sessions of a drill say at their beginning, for programs of PostgreSQL's: `ALTER ROLE`
 /// and `ALTER DATABASE` of the source may name libraries, too, and are part of the data.
@@ -32,9 +29,6 @@ pub fn session_options(owner: &BTreeMap<String, String>) -> String {
     });
     of_sessions.collect::<Vec<_>>().join(" ")
 }
-
-/// In every server's directory of libraries.
-const ALWAYS_THERE: &str = "plpgsql.so";
 
 /// What was left out, and warnings about what is missing on this host. `source` is what the
 /// source's configuration says, `postgres` the server's program.
@@ -81,35 +75,6 @@ pub fn left_out(
     (adapted, warnings)
 }
 
-/// The names in a list as PostgreSQL reads it: separated by commas, perhaps in quotes.
-fn names(list: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut rest = list.trim();
-    while !rest.is_empty() {
-        let (name, behind) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-            None => rest
-                .find(',')
-                .map_or((rest, ""), |comma| rest.split_at(comma)),
-        };
-        if !name.trim().is_empty() {
-            names.push(name.trim().to_owned());
-        }
-        rest = behind.trim_start().trim_start_matches(',').trim_start();
-    }
-    names
-}
-
-/// Where the server looks for `$libdir`: `pg_config --pkglibdir`, which not every package has.
-pub fn library_directory(postgres: &Path) -> Option<PathBuf> {
-    let program = postgres.canonicalize().ok()?;
-    let prefix = program.parent()?.parent()?;
-    ["lib/postgresql", "lib", "lib64/postgresql", "lib64"]
-        .map(|relative| prefix.join(relative))
-        .into_iter()
-        .find(|directory| directory.join(ALWAYS_THERE).is_file())
-}
-
 /// The names of the libraries that those settings preload, without directory and ending.
 pub fn stems(settings: &BTreeMap<String, String>) -> BTreeSet<String> {
     let lists = SETTINGS.iter().filter_map(|setting| settings.get(*setting));
@@ -123,19 +88,6 @@ pub fn stems(settings: &BTreeMap<String, String>) -> BTreeSet<String> {
 pub fn stem(library: &Path) -> String {
     let name = library.file_name().unwrap_or_default().to_string_lossy();
     name.strip_suffix(".so").unwrap_or(&name).to_owned()
-}
-
-fn is_there(library: &str, directory: &Path, search: Option<&str>) -> bool {
-    let libdir = directory.to_string_lossy();
-    let is_file = |path: &str| {
-        let path = path.replacen("$libdir", &libdir, 1);
-        Path::new(&path).is_file() || Path::new(&format!("{path}.so")).is_file()
-    };
-    if library.contains('/') {
-        return is_file(library);
-    }
-    let mut places = search.unwrap_or("$libdir").split(':');
-    places.any(|place| is_file(&format!("{}/{library}", place.trim())))
 }
 
 #[cfg(test)]

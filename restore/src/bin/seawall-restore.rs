@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use seawall::cli::restore::{ArchiveMode, RestoreArgs};
 use seawall::cli::{self, siblings, start_logging};
-use seawall::config::Config;
+use seawall::config::{ClusterConfig, Config};
 use seawall::error::{Error, Exit, IoContext, Result};
 use seawall::privileges::{self, Account};
 use seawall::repository::Repository;
@@ -36,7 +36,7 @@ fn run(args: &RestoreArgs) -> Result<Exit> {
         .first()
         .map(|repository| repository.name.clone())
         .ok_or_else(|| Error::usage("no repository is configured"))?;
-    let settings = settings(args, &config, cluster, &repository_name)?;
+    let settings = settings(args, &config, (cluster, cluster_config), &repository_name)?;
     if privileges::is_root() {
         let places = [
             Some(args.to.as_path()),
@@ -75,7 +75,7 @@ fn run(args: &RestoreArgs) -> Result<Exit> {
 fn settings(
     args: &RestoreArgs,
     config: &Config,
-    cluster: &str,
+    (cluster, cluster_config): (&str, &ClusterConfig),
     repository: &str,
 ) -> Result<Settings> {
     let (request, action) = args.request()?;
@@ -84,13 +84,18 @@ fn settings(
         request,
         action,
         standby: args.standby,
+        primary: args.primary()?,
         archive: match args.archive {
             ArchiveMode::Hold => Archive::Hold,
             ArchiveMode::Off => Archive::Off,
             ArchiveMode::On => Archive::On,
         },
         keep_source_settings: true,
-        tablespaces: Tablespaces::Mapped(args.tablespace.clone()),
+        tablespaces: match &args.tablespaces_under {
+            Some(directory) => Tablespaces::AllUnder(directory.clone()),
+            None => Tablespaces::Mapped(args.tablespace.clone()),
+        },
+        only_databases: args.only_database.clone(),
         waldir: args.waldir.clone(),
         force: args.force,
         delta: args.delta,
@@ -102,6 +107,7 @@ fn settings(
             repository: repository.to_owned(),
             jobs: None,
         },
+        bin_directory: cluster_config.bin_directory.clone(),
     })
 }
 
@@ -111,7 +117,8 @@ fn hand_over_directories(args: &RestoreArgs, account: &Account) -> Result<()> {
     let directories = [&args.to]
         .into_iter()
         .chain(&args.waldir)
-        .chain(args.tablespace.iter().map(|(_, new)| new));
+        .chain(args.tablespace.iter().map(|(_, new)| new))
+        .chain(&args.tablespaces_under);
     for directory in directories {
         let empty =
             std::fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none());
@@ -165,7 +172,10 @@ fn print(args: &RestoreArgs, settings: &Settings, restored: &Restored) -> Result
             "kept_bytes": restored.kept_bytes,
             "seconds": seconds,
             "phases": restored.phases,
+            "left_out": restored.left_out,
             "release_archiving": restored.release,
+            "lost_logical_slots": backup.logical_slots,
+            "host": restored.host,
             "warnings": restored.warnings,
         });
         let _ = writeln!(out, "{value:#}");

@@ -79,6 +79,9 @@ impl<'a> Schedule<'a> {
 
     fn file(&mut self, file: ChainFile) -> Result<()> {
         self.files += 1;
+        if self.shared.means.stub(&file)? {
+            return Ok(());
+        }
         // What may stay as it is, is judged as a whole.
         let may_stay = self.shared.means.delta && file.digest.is_some();
         if file.size > PART_SIZE && !may_stay {

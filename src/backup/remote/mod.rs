@@ -276,6 +276,7 @@ async fn run(
         unread_configuration_files: unread(source),
         collations: source.answers.collations.clone(),
         superuser: source.answers.superuser.clone(),
+        databases: source.answers.databases.clone(),
         logical_slots: source.answers.logical_slots.clone(),
         files: sums.files,
         plain_bytes: sums.plain_bytes,

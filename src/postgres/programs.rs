@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use seawall::error::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The directory of PostgreSQL's programs of one major version.
 #[derive(Debug, Clone)]
