@@ -384,7 +384,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         for path in ["base/5/1", "global/3", "x"] {
             touch(scratch.path(), path);
-            std::fs::write(scratch.path().join(path), [0; 1000]).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(scratch.path().join(path));
+            file.unwrap().set_len(1000).unwrap();
         }
         let tree = Tree {
             data_directory: scratch.path().to_owned(),

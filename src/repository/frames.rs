@@ -226,7 +226,7 @@ mod tests {
                 let count = pack.room().min(left).min(100_000);
                 let fill = |bytes: &mut [u8]| {
                     for (at, byte) in bytes.iter_mut().enumerate() {
-                        *byte = ((left - at) * 2_654_435_761 >> 11) as u8;
+                        *byte = (((left - at) * 2_654_435_761) >> 11) as u8;
                     }
                     Ok(())
                 };

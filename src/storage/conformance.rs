@@ -22,6 +22,7 @@ pub async fn conformance(store: &Store) {
     ranges_are_exact(store, &root).await;
     broken_reads_are_resumed(store, &root).await;
     odd_keys_are_kept_and_wrong_ones_refused(store, &root).await;
+    copies_are_whole(store, &root).await;
     put_new_creates_once(store, &root).await;
     concurrent_put_new_leaves_one_content(store, &root).await;
     listings_are_sorted_and_whole(store, &root).await;
@@ -212,6 +213,27 @@ async fn odd_keys_are_kept_and_wrong_ones_refused(store: &Store, root: &str) {
         );
         assert!(store.put(wrong, Bytes::new()).await.is_err(), "{wrong:?}");
     }
+}
+
+async fn copies_are_whole(store: &Store, root: &str) {
+    let (from, to) = (format!("{root}/from"), format!("{root}/deep/to"));
+    let body = bytes(7, 300_000);
+    assert!(!store.copy(&from, &to, 300_000).await.unwrap());
+    assert_eq!(store.head(&to).await.unwrap(), None);
+    store.put(&from, body.clone()).await.unwrap();
+    // Twice: an answer may have been lost.
+    for _ in 0..2 {
+        assert!(store.copy(&from, &to, 300_000).await.unwrap());
+    }
+    // The one does not go with the other, nor change with it.
+    store
+        .put(&from, Bytes::from_static(b"other"))
+        .await
+        .unwrap();
+    assert_eq!(store.get(&to).await.unwrap(), Some(body.clone()));
+    store.delete(&from).await.unwrap();
+    assert_eq!(store.get(&to).await.unwrap(), Some(body));
+    store.delete(&to).await.unwrap();
 }
 
 async fn put_new_creates_once(store: &Store, root: &str) {

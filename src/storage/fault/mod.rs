@@ -341,7 +341,8 @@ impl ObjectStore for FaultStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let work = self.inner.copy_opts(from, to, options);
-        Ok(self.call(Operation::Copy, to, work).await?.0)
+        self.call(Operation::Copy, to, work).await?;
+        Ok(())
     }
 }
 
