@@ -55,7 +55,7 @@ pub(super) struct Merger {
 
 /// What becomes one pack.
 enum Content {
-    Directory(Member),
+    Directory(Box<Member>),
     File(Part),
 }
 
@@ -193,7 +193,7 @@ impl Merger {
         for content in contents {
             let part = match content {
                 Content::Directory(member) => {
-                    pack.directory(member.clone())?;
+                    pack.directory(Member::clone(member))?;
                     continue;
                 }
                 Content::File(part) => part,
@@ -262,7 +262,7 @@ impl Batches {
         let mut is_last = false;
         for entry in join {
             match entry? {
-                Entry::Directory(member) => self.add(Content::Directory(member), 0)?,
+                Entry::Directory(member) => self.add(Content::Directory(Box::new(member)), 0)?,
                 Entry::File(file) => {
                     // pg_control and the labels stand alone, outside of the order.
                     if file.is_of_last_pack() && !is_last {

@@ -166,8 +166,8 @@ impl ChainFile {
             };
         }
         let mut extents = Vec::new();
-        let mut missing: Vec<Range<u64>> =
-            vec![range.start / self.block_size..range.end.div_ceil(self.block_size)];
+        let wanted = range.start / self.block_size..range.end.div_ceil(self.block_size);
+        let mut missing = Vec::from([wanted]);
         // Of blocks behind this the older backups know nothing that is still true.
         let mut limit = u64::MAX;
         for layer in &self.layers {
