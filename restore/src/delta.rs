@@ -233,7 +233,7 @@ impl<'a> Foreign<'a> {
         for entry in std::fs::read_dir(&path).on("read the directory", &path)? {
             let entry = entry.on("read the directory", &path)?;
             // A link here is one of those that were just made: it is not followed.
-            if !entry.file_type().on("look at", &entry.path())?.is_dir() {
+            if !entry.file_type().on("look at", entry.path())?.is_dir() {
                 continue;
             }
             let name = entry.file_name();
@@ -258,7 +258,7 @@ fn remove_files(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let entry = entry.on("read the directory", directory)?;
         let name = entry.file_name();
         let is_wanted = name.to_str().is_some_and(&wanted) || is_ours(&name);
-        if !is_wanted && entry.file_type().on("look at", &entry.path())?.is_file() {
+        if !is_wanted && entry.file_type().on("look at", entry.path())?.is_file() {
             foreign.push(entry.path());
         }
     }
