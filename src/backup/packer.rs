@@ -237,13 +237,13 @@ impl Packer {
         })
     }
 
-    /// So many bytes of files have been packed.
-    pub fn passed(&self, bytes: u64) {
+    /// So many bytes of files have been packed. An error as soon as nobody wants more.
+    pub fn passed(&self, bytes: u64) -> Result<()> {
         self.progress.add(bytes);
+        self.check_stopped()
     }
 
-    /// An error as soon as somebody wants no more of it.
-    pub fn check_stopped(&self) -> Result<()> {
+    pub(super) fn check_stopped(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::failed("the backup was stopped"));
         }
@@ -264,10 +264,7 @@ impl Packer {
             .map(|found| found.member.size + 1536)
             .sum::<u64>()
             + 1024;
-        let passed = |bytes| {
-            self.progress.add(bytes);
-            self.check_stopped()
-        };
+        let passed = |bytes| self.passed(bytes);
         let pack = self.write_pack(number, expected, |pack, read| {
             for found in batch {
                 self.check_stopped()?;

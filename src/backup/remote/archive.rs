@@ -288,7 +288,6 @@ fn copy(
     let mut buffer = vec![0; READ_SIZE.min(left as usize)];
     pack.begin_file(member)?;
     while left > 0 {
-        packer.check_stopped()?;
         let bytes = &mut buffer[..left.min(READ_SIZE as u64) as usize];
         entry
             .read_exact(bytes)
@@ -311,7 +310,7 @@ fn copy(
         crc32c = crc32c::crc32c_append(crc32c, bytes);
         pack.write(bytes)?;
         left -= bytes.len() as u64;
-        packer.passed(bytes.len() as u64);
+        packer.passed(bytes.len() as u64)?;
     }
     pack.end_file(damaged)?;
     Ok(Some(FileRead {
