@@ -425,7 +425,16 @@ impl ObjectStore for LocalFiles {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.require_root().await?;
-        self.files.copy_opts(from, to, options).await?;
+        let source = self.files.path_to_filesystem(from)?;
+        let target = self.files.path_to_filesystem(to)?;
+        // A copy is a link, and renaming a link over another of the same file does nothing: the
+        // staging file of a second attempt would stay.
+        let is_there = blocking(move || {
+            Ok(identity(&source).is_ok_and(|source| identity(&target).ok() == Some(source)))
+        });
+        if !is_there.await? {
+            self.files.copy_opts(from, to, options).await?;
+        }
         self.make_directories_durable(to).await
     }
 }
