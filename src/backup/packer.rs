@@ -1,5 +1,7 @@
 //! Turning batches of files into packs with their indexes, several at once.
 
+mod done;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -24,27 +26,9 @@ use crate::repository::marker::StoredObject;
 use crate::repository::pack::{PackSummary, PackWriter};
 use crate::storage::Store;
 
-/// A file of a finished pack, with what only the manifest wants to know.
-#[derive(Debug)]
-pub struct PackedFile {
-    /// The index's line.
-    pub member: Member,
-    /// CRC-32C of its bytes.
-    pub crc32c: u32,
-    /// Pages whose checksum was wrong.
-    pub damaged: u64,
-}
-
-/// A pack and its index, both durable.
-#[derive(Debug)]
-pub struct DonePack {
-    /// The pack, then the index.
-    pub objects: [StoredObject; 2],
-    /// Its regular files.
-    pub files: Vec<PackedFile>,
-    /// Whether an earlier backup, which never came to its end, had made the pack.
-    pub taken_over: bool,
-}
+use done::WrittenObject;
+pub(super) use done::done_pack;
+pub use done::{DonePack, PackedFile};
 
 /// A pack whose bytes are all on their way, with the index that follows it.
 struct WrittenPack {
@@ -64,13 +48,6 @@ enum Packed {
     Written(WrittenPack),
     /// It is what an earlier backup had packed, and durable.
     TakenOver(DonePack),
-}
-
-/// An object whose bytes are all on their way.
-struct WrittenObject {
-    key: String,
-    summary: PackSummary,
-    writer: ObjectWriter,
 }
 
 /// Makes the packs of one backup, with `jobs` threads that read and compress: whoever has no
@@ -404,7 +381,7 @@ impl Packer {
 
     /// Waits until the pack is durable, and then puts its index.
     async fn finish_pack(&self, pack: WrittenPack) -> Result<DonePack> {
-        let (summary, object) = finish_object(pack.object).await?;
+        let (summary, object) = pack.object.finish().await?;
         self.put_index(&pack.index).await?;
         Ok(done_pack(
             object,
@@ -422,7 +399,7 @@ impl Packer {
         fill: impl FnOnce(&mut Pack<'_>) -> Result<()>,
     ) -> Result<(PackSummary, StoredObject)> {
         let written = self.write_object(key.to_owned(), expected, fill)?;
-        self.runtime.block_on(finish_object(written))
+        self.runtime.block_on(written.finish())
     }
 
     fn write_object(
@@ -451,50 +428,6 @@ impl Packer {
             Err(error) => Err(self.runtime.block_on(writer.give_up(error))),
         }
     }
-}
-
-pub(super) fn done_pack(
-    pack: StoredObject,
-    index: StoredObject,
-    members: Vec<Member>,
-    read: Vec<Option<file::FileRead>>,
-) -> DonePack {
-    let files = members
-        .into_iter()
-        .filter(|member| member.kind == MemberKind::File)
-        .zip(read.into_iter().flatten())
-        .map(|(member, read)| PackedFile {
-            member,
-            crc32c: read.crc32c,
-            damaged: read.damaged,
-        })
-        .collect();
-    DonePack {
-        objects: [pack, index],
-        files,
-        taken_over: false,
-    }
-}
-
-async fn finish_object(object: WrittenObject) -> Result<(PackSummary, StoredObject)> {
-    let WrittenObject {
-        key,
-        summary,
-        writer,
-    } = object;
-    let stored = writer.finish().await?;
-    if stored != summary.stored_size {
-        return Err(Error::failed(format!(
-            "{key} was written with {} bytes and the store says {stored}",
-            summary.stored_size
-        )));
-    }
-    let object = StoredObject {
-        key,
-        size: stored,
-        sha256: summary.sha256,
-    };
-    Ok((summary, object))
 }
 
 fn next_batch<T>(received: &Mutex<Option<mpsc::Receiver<T>>>) -> Option<T> {

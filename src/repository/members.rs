@@ -1,4 +1,4 @@
-//! The files of a backup one after the other, in [order](super::order), read from its indexes
+//! The files of a backup one after the other, in the repository's [order](mod@super::order), read from its indexes
 //! alone: what a chain is joined by. One index is in memory at a time, and a few more on their
 //! way, compressed.
 //!

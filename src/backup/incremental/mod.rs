@@ -3,7 +3,7 @@
 //!
 //! The thread that scans the data directory joins what it finds with the parent's indexes, as
 //! two sorted lists, and says of each file what is known before it is read ([`Basis`]); the
-//! threads that pack read it accordingly ([`file`]). Whatever cannot be told is copied whole.
+//! threads that pack read it accordingly ([`file`](mod@file)). Whatever cannot be told is copied whole.
 
 pub mod file;
 pub mod parent;
