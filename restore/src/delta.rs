@@ -124,6 +124,9 @@ pub(crate) fn remove_links(directory: &Path) -> Result<()> {
         let entry = entry.on("read the directory", directory)?;
         let path = entry.path();
         let kind = entry.file_type().on("look at", &path)?;
+        if entry.file_name() == "lost+found" {
+            continue; // the file system's own, and root's
+        }
         if kind.is_dir() {
             remove_links(&path)?;
         } else if !kind.is_file() {

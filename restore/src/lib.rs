@@ -29,6 +29,7 @@ use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::keys::BackupId;
 use seawall::repository::leases::{Held, Work};
 use seawall::repository::{Repository, System};
 
@@ -202,7 +203,7 @@ async fn holds(system: &System, request: &Request) -> Result<bool> {
 pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
     let clock = Clock::start();
     let catalogue = Catalogue::load(system).await?;
-    let plan = catalogue.plan(&settings.request).await?;
+    let mut plan = catalogue.plan(&settings.request).await?;
     let layout = Layout::of(&plan.backup, settings)?;
     let only = Only::of(&settings.only_databases, &plan.backup)?;
     let lease = system
@@ -214,7 +215,12 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             plan.chain().iter().map(|backup| backup.id.clone()),
         )
         .await;
-    match write(system, settings, plan, layout, only, clock).await {
+    let still_there = look_again(system, &mut plan).await;
+    let written = match still_there {
+        Ok(()) => write(system, settings, plan, layout, only, clock).await,
+        Err(error) => Err(error),
+    };
+    match written {
         Ok(mut restored) => {
             restored.lease = Some(lease);
             Ok(restored)
@@ -224,6 +230,31 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
             Err(error)
         }
     }
+}
+
+/// Behind the lease: what is gone by now nobody will bring back, and what is about to go may
+/// have been looked at before the lease was there.
+async fn look_again(system: &System, plan: &mut Plan) -> Result<()> {
+    let ids: Vec<BackupId> = plan
+        .chain()
+        .iter()
+        .map(|backup| backup.id.clone())
+        .collect();
+    for id in &ids {
+        if system.marker_if_finished(id).await?.is_none() {
+            return Err(
+                Error::failed(format!("backup {id} was deleted a moment ago"))
+                    .at(system.place())
+                    .hint("nothing was touched: run the same command again"),
+            );
+        }
+    }
+    if let Some(why) = system.lost_link(&ids).await? {
+        plan.warnings.push(format!(
+            "{why}; this restore keeps it from that, unless it is going at this moment: pin what is still needed"
+        ));
+    }
+    Ok(())
 }
 
 /// Writes what was planned.

@@ -11,6 +11,8 @@ use seawall::repository::System;
 pub(crate) fn create(path: &Path, mode: u32) -> Result<File> {
     let open = || {
         OpenOptions::new()
+            // A delta reads back what it compares.
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(mode)

@@ -199,13 +199,11 @@ impl Target {
             .map_err(|error| Error::failed("cannot write JSON").because(error))?;
         let mark = layout.root.join(IN_PROGRESS);
         durable::write_file(&mark, &text, 0o600).on("write", &mark)?;
-        if settings.delta {
-            // Without it nothing starts there, however this ends.
-            let control = layout.root.join(layout::CONTROL_FILE);
-            remove(&control)?;
-            if let Some(global) = control.parent().filter(|global| global.is_dir()) {
-                durable::sync_directory(global).on("sync", global)?;
-            }
+        // Without it nothing starts there, however this ends.
+        let control = layout.root.join(layout::CONTROL_FILE);
+        remove(&control)?;
+        if let Some(global) = control.parent().filter(|global| global.is_dir()) {
+            durable::sync_directory(global).on("sync", global)?;
         }
         let version = layout::tablespace_version_directory(backup.major(), backup.catalog_version);
         for (role, directory) in layout.roles() {

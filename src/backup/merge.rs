@@ -58,6 +58,14 @@ pub async fn merge(system: &System, id: &BackupId, settings: &Settings) -> Resul
             .at(system.place())
             .hint("name an incremental backup"));
     }
+    let mut others = catalogue.backups.iter();
+    if let Some(merged) = others.find(|other| other.is_merged_from(id)) {
+        return Err(
+            Error::refused(format!("backup {id} was merged into {} already", merged.id))
+                .at(system.place())
+                .hint("restore from that one; a second would be the same"),
+        );
+    }
     let chain: Vec<BackupId> = catalogue
         .chain_of(backup)?
         .into_iter()

@@ -233,6 +233,15 @@ async fn run(
     if backup_label.from_standby {
         standby::same_timeline(backup_label.timeline, client.current_timeline().await?)?;
     }
+    if let Some(base) = &base
+        && backup_label.timeline != base.history.timeline
+    {
+        return Err(Error::failed(format!(
+            "the server went from timeline {} to {} while the backup began",
+            base.history.timeline, backup_label.timeline
+        ))
+        .hint("take the backup again"));
+    }
     let parent = base.map(|base| base.parent);
     let label_bytes = match &parent {
         Some(parent) => label::with_parent(&stop.label, parent.timeline, parent.start_lsn),
@@ -397,8 +406,13 @@ async fn baseline(
         Ok(changes) => Rule::WalSummaries(changes),
         Err(why) => {
             tracing::info!("every page is read and compared with the parent's start: {why}");
+            // Off and on again between the two they would leave no trace; switching them takes a
+            // stopped server (up to PostgreSQL 18).
+            let ran_since = client.postmaster_start_time().await? < parent.start_time;
             Rule::PageLsn {
-                every_change_is_logged: parent.data_checksums && source.control.data_checksums,
+                every_change_is_logged: parent.data_checksums
+                    && source.control.data_checksums
+                    && ran_since,
             }
         }
     };

@@ -1,8 +1,9 @@
 //! Walking a data directory and its tablespaces, and cutting what is found into batches that
 //! become packs. Memory: the names of one directory at a time.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -46,10 +47,10 @@ pub struct Tree {
 pub fn tablespace_links(data_directory: &Path) -> Result<Vec<OsString>> {
     let directory = data_directory.join("pg_tblspc");
     let names = names_in(&directory).on("read the directory", &directory)?;
-    Ok(names
-        .into_iter()
-        .filter(|name| directory.join(name).is_symlink())
-        .collect())
+    let links = names
+        .iter()
+        .filter(|name| directory.join(name).is_symlink());
+    Ok(links.map(OsStr::to_owned).collect())
 }
 
 /// Walks the tree and hands over batch after batch, each one pack's worth, in the repository's
@@ -125,8 +126,8 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
             }
             names => names.on("read the directory", &directory)?,
         };
-        let unlogged = UnloggedInDirectory::scan(&names);
-        for name in &names {
+        let unlogged = UnloggedInDirectory::scan(names.iter());
+        for name in names.iter() {
             if unlogged.excludes(name) && layout::is_database_directory(&relative) {
                 continue;
             }
@@ -152,7 +153,8 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
                     found(directory_found(&path, &metadata, source.clone())?)?;
                     pending.push((path, source));
                 }
-                (Rule::Include, EntryKind::Symlink) if !tree.tablespaces.contains(name) => {}
+                (Rule::Include, EntryKind::Symlink)
+                    if !tree.tablespaces.iter().any(|known| known == name) => {}
                 (Rule::Include, EntryKind::Symlink) => {
                     // A tablespace: only what belongs to this server's version.
                     let (path, source) = (
@@ -186,12 +188,34 @@ fn walk(tree: &Tree, found: &mut impl FnMut(Found) -> Result<()>) -> Result<()> 
     Ok(())
 }
 
-fn names_in(directory: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
-    let mut names = std::fs::read_dir(directory)?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    names.sort();
-    Ok(names)
+/// The names of one directory, sorted. A database of millions of relations is one directory:
+/// memory is their bytes and eight more for each.
+struct Names {
+    bytes: Vec<u8>,
+    /// Where each begins and ends.
+    places: Vec<[u32; 2]>,
+}
+
+impl Names {
+    fn iter(&self) -> impl Iterator<Item = &OsStr> {
+        self.places
+            .iter()
+            .map(|[from, to]| OsStr::from_bytes(&self.bytes[*from as usize..*to as usize]))
+    }
+}
+
+fn names_in(directory: &Path) -> std::io::Result<Names> {
+    let too_many = || std::io::Error::other("the directory has more names than 4 GiB");
+    let (mut bytes, mut places) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(directory)? {
+        let from = bytes.len() as u32;
+        bytes.extend_from_slice(entry?.file_name().as_bytes());
+        let to = u32::try_from(bytes.len()).map_err(|_| too_many())?;
+        places.push([from, to]);
+    }
+    let name = |[from, to]: &[u32; 2]| &bytes[*from as usize..*to as usize];
+    places.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+    Ok(Names { bytes, places })
 }
 
 /// What `lstat` says; `None` for what vanished meanwhile.

@@ -111,6 +111,14 @@ async fn in_repository(
         Ok(systems) => systems,
         Err(error) => return into.push(failed(None, &error)),
     };
+    if systems.is_empty() {
+        into.push(InRepository {
+            repository: settings.name.clone(),
+            system_id: None,
+            error: None,
+            report: Report::default(),
+        });
+    }
     for (system, _) in systems {
         let id = Some(system.id());
         into.push(match verify(&system, scope).await {
@@ -139,8 +147,18 @@ impl Document {
             return Err(Error::failed(format!("there is no backup {id}"))
                 .hint("`seawall list` shows the backups"));
         }
+        // Whoever asks for a check of what is there, and nothing is, would like to know.
+        let holds = |name: &str| {
+            let mut systems = self
+                .repositories
+                .iter()
+                .filter(|one| one.repository == name);
+            systems.any(|one| !one.report.backups.is_empty() || one.error.is_some())
+        };
+        let mut names = self.repositories.iter().map(|one| &one.repository);
+        let empty = args.id.is_none() && names.any(|name| !holds(name));
         let unread = reports().any(|report| report.findings().any(|f| f.kind == Kind::Unread));
-        self.passed = !failed && reports().all(Report::passed);
+        self.passed = !failed && !empty && reports().all(Report::passed);
         if args.json {
             print_json(&self)?;
         } else {

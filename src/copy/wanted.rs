@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::System;
 use crate::repository::keys::BackupId;
-use crate::repository::marker::Marker;
+use crate::repository::marker::{Marker, Parent};
 use crate::repository::segments::{Ranges, SegmentSet};
 use crate::retention::{self, Inventory};
 
@@ -23,8 +23,8 @@ pub struct Backup {
     pub timeline: TimelineId,
     /// Where recovery from it starts.
     pub start_lsn: Lsn,
-    /// Of an incremental backup: where its parent starts.
-    pub parent: Option<(TimelineId, Lsn)>,
+    /// Of an incremental backup: what it was taken on top of.
+    pub parent: Option<Parent>,
 }
 
 /// What a destination wants.
@@ -249,7 +249,7 @@ impl Backup {
             id: marker.id.clone(),
             timeline: marker.timeline,
             start_lsn: marker.start_lsn,
-            parent: marker.parent.as_ref().map(|p| (p.timeline, p.start_lsn)),
+            parent: marker.parent.clone(),
         }
     }
 }
@@ -260,13 +260,15 @@ pub fn parents_first(backups: &[Backup]) -> Vec<&Backup> {
     let mut ordered: Vec<&Backup> = Vec::new();
     for backup in backups.iter().rev() {
         let mut chain = vec![backup];
-        while let Some(parent) = chain.last().and_then(|last| last.parent) {
+        while let Some((last, parent)) = chain.last().and_then(|l| Some((l, l.parent.as_ref()?))) {
             // Starts go down along a chain: it has an end, whatever markers say.
             let is_parent = |other: &&Backup| {
-                (other.timeline, other.start_lsn) == parent
-                    && chain.last().is_some_and(|l| other.start_lsn < l.start_lsn)
+                (other.timeline, other.start_lsn) == (parent.timeline, parent.start_lsn)
+                    && other.start_lsn < last.start_lsn
             };
-            match backups.iter().find(is_parent) {
+            // Otherwise one that was merged from it.
+            let parents = backups.iter().filter(is_parent);
+            match parents.max_by_key(|other| other.id == parent.id) {
                 Some(parent) => chain.push(parent),
                 None => break,
             }
@@ -291,7 +293,11 @@ mod tests {
             id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
             timeline: TimelineId::FIRST,
             start_lsn: Lsn(start),
-            parent: parent.map(|parent| (TimelineId::FIRST, Lsn(parent))),
+            parent: parent.map(|start| Parent {
+                id: BackupId::new(BackupKind::Full, jiff::Timestamp::UNIX_EPOCH),
+                timeline: TimelineId::FIRST,
+                start_lsn: Lsn(start),
+            }),
         };
         let all = [
             backup(10, None),

@@ -24,6 +24,8 @@ const BITMAP_WORDS: usize = 4096;
 /// `limit_block` of a fork that was neither made nor truncated.
 const NO_LIMIT: u32 = u32::MAX;
 const MAIN_FORK: u32 = 0;
+/// So many relations are kept in mind, at about 150 bytes each: it bounds the memory of a backup.
+const MOST_RELATIONS: usize = 500_000;
 
 /// What a summary's file name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,8 +187,11 @@ impl BlockChanges {
                 self.databases.insert([tablespace, database]);
                 continue;
             }
-            let known = self.forks.entry([tablespace, database, relation]);
-            let known = known.or_default();
+            let key = [tablespace, database, relation];
+            if self.forks.len() >= MOST_RELATIONS && !self.forks.contains_key(&key) {
+                return Err(damaged("more relations changed than are kept in mind"));
+            }
+            let known = self.forks.entry(key).or_default();
             known.blocks |= changed;
             if limit != NO_LIMIT {
                 known.limit_block = Some(known.limit_block.map_or(limit, |l| l.min(limit)));

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 
 /// The field of a merged backup's marker that names what it was made of.
-const MERGED_FROM: &str = "merged_from";
+pub(super) const MERGED_FROM: &str = "merged_from";
 
 /// Everything that is known of a base backup, with the names, sizes and digests of all its
 /// objects.
@@ -209,6 +209,7 @@ impl Marker {
         let parent = child.parent.as_ref();
         parent.is_some_and(|parent| {
             (parent.timeline, parent.start_lsn) == (self.timeline, self.start_lsn)
+                && (parent.id == self.id || self.is_merged_from(&parent.id))
         })
     }
 

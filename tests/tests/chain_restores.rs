@@ -136,7 +136,9 @@ fn a_directory_goes_from_link_to_link_by_what_differs_on_15() {
         std::fs::remove_dir_all(&fresh).unwrap();
     }
     starts_with(&site, "here", &to, &dumps[2]);
-    // It lived on, and goes back once more.
+    // It lived on, lost a file that is put together from several backups, and goes back.
+    let path = site.cluster.sql("SELECT pg_relation_filepath('changes')");
+    std::fs::remove_file(to.join(path)).unwrap();
     restored(&site, "here", &chain[1], &["--delta"]);
     starts_with(&site, "here", &to, &dumps[1]);
 }
@@ -197,7 +199,7 @@ fn a_merged_backup_is_what_a_restore_would_be_and_takes_the_place_of_its_chain()
     site.cluster.archive_all(PATIENCE);
     let to = restored(&site, "last", &chain[3], &[]);
     starts_with(&site, "last", &to, &dumps[3]);
-    // What is full already, and what is not there.
+    // What is full already, what is merged already, and what is not there.
     let again = site.seawall("merge").arg(id(&merged)).run();
     again.exits_with(4).says("full one already");
     let (begin, _) = id(&chain[3]).rsplit_once('-').unwrap();

@@ -209,7 +209,7 @@ fn begin(site: &Site, config: &Config) -> (Running, i32) {
 /// Says that the server is, or the session. Whether the last words arrive is a matter of luck.
 #[track_caller]
 fn gone(output: &Output) {
-    let known = ["57P0", "closed the connection", "broke"];
+    let known = ["57P0", "closed the connection", "broke", "Connection reset"];
     let known = known.iter().any(|why| output.stderr.contains(why));
     assert!(known, "{}", output.stderr);
 }

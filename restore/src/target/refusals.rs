@@ -77,8 +77,17 @@ pub(super) fn is_among(directory: &Path, known: &[PathBuf]) -> bool {
 /// A server that runs in the directory holds postmaster.pid with a live process.
 pub(super) fn refuse_running(root: &Path) -> Result<()> {
     let path = root.join("postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(());
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(Error::refused(
+                "whether a PostgreSQL server runs in the target is not known",
+            )
+            .at(path.display())
+            .because(error)
+            .hint("look at that file; remove it if no server runs there"));
+        }
+        Ok(text) => text,
     };
     let pid = text
         .lines()
@@ -113,6 +122,11 @@ pub(super) fn unfinished(root: &Path, system: &System) -> Result<Option<InProgre
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.on("read", &path)?,
     };
+    // It begins by removing this file and ends by writing it: a cluster that has it is whole,
+    // whether the mark was left by a kill just before the one or just after the other.
+    if root.join(layout::CONTROL_FILE).exists() {
+        return Ok(None);
+    }
     let mark: InProgress = serde_json::from_slice(&text).map_err(|error| {
         Error::refused("the target holds a restore that cannot be recognised")
             .at(path.display())

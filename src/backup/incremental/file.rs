@@ -94,7 +94,8 @@ fn write<S: FnMut(Bytes) -> Result<()>>(
     member.path = incremental_path(&member.path);
     member.size = header.len() as u64 + count * u64::from(pages.block_size);
     member.increment = Some(increment);
-    member.whole_digest = whole_digest;
+    // The blocks are read once more below: they may be others by then.
+    member.whole_digest = whole_digest.filter(|_| count == 0);
     pack.begin_file(member)?;
     let mut crc32c = crc32c::crc32c(&header);
     pack.write(&header)?;

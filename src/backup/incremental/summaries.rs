@@ -73,7 +73,7 @@ fn read(directory: &Path, names: &[SummaryName]) -> Result<Result<BlockChanges, 
             summary => summary.on("read", &path)?,
         };
         if let Err(error) = changes.add(&summary) {
-            return Ok(Err(format!("{name} is damaged: {error}")));
+            return Ok(Err(format!("{name} is of no use: {error}")));
         }
     }
     Ok(Ok(changes))

@@ -114,6 +114,8 @@ impl Merger {
                     lock(&received).take();
                 }
             }
+            // Nobody takes batches any more, also where threads died.
+            lock(&received).take();
             let planned = planning
                 .join()
                 .unwrap_or_else(|_| Err(Error::failed("the thread that plans a merge died")));

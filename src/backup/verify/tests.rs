@@ -177,6 +177,8 @@ impl Draft {
         let key = self.system.keys().wal_object(object);
         let store = self.system.store();
         store.put(&key, Bytes::from_static(b"wal")).await.unwrap();
+        let size = self.marker.segment_size;
+        self.system.register(18, size).await.unwrap();
         self.system.commit(&self.marker).await.unwrap();
     }
 }

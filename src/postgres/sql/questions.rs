@@ -128,6 +128,16 @@ impl Client {
             .ok_or_else(|| Error::failed("the server did not tell its clock").at(self.place()))
     }
 
+    /// When the server was started, by its clock.
+    pub async fn postmaster_start_time(&self) -> Result<Timestamp> {
+        let sql = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+        let time = self.query_text(sql).await?;
+        time.and_then(|time| Timestamp::from_microsecond(time.parse().ok()?).ok())
+            .ok_or_else(|| {
+                Error::failed("the server did not tell when it was started").at(self.place())
+            })
+    }
+
     /// One setting's value, as `SHOW` prints it.
     pub async fn setting(&self, name: &str) -> Result<String> {
         let rows = self.query("SELECT current_setting($1)", &[&name]).await?;

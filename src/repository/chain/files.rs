@@ -98,9 +98,10 @@ impl ChainFile {
 
     /// Adds what the next older backup holds of it.
     pub(super) fn add(&mut self, link: usize, pack: Arc<Pack>, member: Member) -> Result<()> {
-        self.damaged_blocks.extend(&member.damaged_blocks);
-        self.damaged_blocks.sort_unstable();
-        self.damaged_blocks.dedup();
+        // What was damaged in its parent an incremental backup reads anew: the newest tells.
+        if link == 0 {
+            self.damaged_blocks = member.damaged_blocks;
+        }
         let mut offset = member.offset;
         let content = match member.increment {
             None => Content::Whole(member.size),

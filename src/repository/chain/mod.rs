@@ -38,9 +38,9 @@ impl fmt::Display for BrokenChain {
 
 /// `backup` and all that restoring it needs of `backups`, newest first; a full backup is alone.
 ///
-/// A parent is known by where it starts, so that a merged backup takes its place. Where several
-/// start there, the one that was merged from the one that is named is taken: it is the same and
-/// shorter, and lets the chain go. Then the named one itself, then a full one.
+/// A parent is the backup that is named, or one that was merged from it, which is the same and
+/// shorter, and lets the chain go. That another starts at the same place is not enough: two
+/// backups of a standby can, and hold different pages.
 pub fn of<'a>(backups: &'a [Marker], backup: &'a Marker) -> Result<Vec<&'a Marker>, BrokenChain> {
     let mut chain = vec![backup];
     let mut last = backup;
@@ -50,11 +50,7 @@ pub fn of<'a>(backups: &'a [Marker], backup: &'a Marker) -> Result<Vec<&'a Marke
             .iter()
             // Starts go down along a chain: it has an end, whatever markers say.
             .filter(|other| other.is_parent_of(last) && other.start_lsn < last.start_lsn)
-            .max_by_key(|other| {
-                let merged = named.is_some_and(|named| other.is_merged_from(named));
-                let is_full = other.kind == BackupKind::Full;
-                (merged, Some(&other.id) == named, is_full)
-            });
+            .max_by_key(|other| named.is_some_and(|named| other.is_merged_from(named)));
         last = parent.ok_or_else(|| BrokenChain {
             orphan: last.id.clone(),
             parent: named.cloned(),
@@ -70,27 +66,29 @@ mod tests {
     use crate::postgres::{Lsn, SystemId, TimelineId};
     use crate::repository::Repository;
     use crate::repository::commit::tests::uncommitted;
-    use crate::repository::marker::Parent;
+    use crate::repository::marker::{MERGED_FROM, Parent};
     use crate::storage::Store;
 
-    /// Backups by where they start: (start, start of the parent).
-    async fn backups(starts: &[(u64, Option<u64>)]) -> Vec<Marker> {
+    /// Backups by where they start: (start, the place of the parent among them).
+    async fn backups(starts: &[(u64, Option<usize>)]) -> Vec<Marker> {
         let store = Store::memory().unwrap();
         let system = Repository::over("near", store).system("main", SystemId(7));
         let template = uncommitted(&system).await;
-        let kind = |parent: Option<u64>| match parent {
-            Some(_) => BackupKind::Incremental,
-            None => BackupKind::Full,
-        };
-        let id = |kind| BackupId::new(kind, jiff::Timestamp::UNIX_EPOCH);
-        let made = starts.iter().map(|(start, parent)| Marker {
-            id: id(kind(*parent)),
-            kind: kind(*parent),
+        let ids: Vec<BackupId> = starts
+            .iter()
+            .map(|(_, parent)| {
+                let kind = parent.map_or(BackupKind::Full, |_| BackupKind::Incremental);
+                BackupId::new(kind, jiff::Timestamp::UNIX_EPOCH)
+            })
+            .collect();
+        let made = starts.iter().zip(&ids).map(|((start, parent), id)| Marker {
+            id: id.clone(),
+            kind: id.kind(),
             start_lsn: Lsn(*start),
-            parent: parent.map(|start| Parent {
-                id: id(BackupKind::Full),
+            parent: parent.map(|parent| Parent {
+                id: ids[parent].clone(),
                 timeline: TimelineId::FIRST,
-                start_lsn: Lsn(start),
+                start_lsn: Lsn(starts[parent].0),
             }),
             ..template.clone()
         });
@@ -98,34 +96,37 @@ mod tests {
     }
 
     fn starts(chain: Result<Vec<&Marker>, BrokenChain>) -> Vec<u64> {
-        chain
-            .unwrap()
-            .iter()
-            .map(|marker| marker.start_lsn.0)
-            .collect()
+        let chain = chain.unwrap();
+        chain.iter().map(|marker| marker.start_lsn.0).collect()
     }
 
     #[tokio::test]
     async fn a_chain_goes_down_to_its_full_backup_and_a_merged_one_shortens_it() {
-        let all = backups(&[(10, None), (20, Some(10)), (30, Some(20)), (40, Some(20))]).await;
+        let mut all = backups(&[(10, None), (20, Some(0)), (30, Some(1)), (20, None)]).await;
         assert_eq!(starts(of(&all, &all[0])), [10]);
-        assert_eq!(starts(of(&all, &all[3])), [40, 20, 10]);
-        let merged = backups(&[(20, None), (20, Some(10)), (30, Some(20))]).await;
-        assert_eq!(starts(of(&merged, &merged[2])), [30, 20]);
-        // As long as the one that it was merged from is there as well.
-        let mut both = backups(&[(10, None), (20, Some(10)), (30, Some(20)), (20, None)]).await;
-        both[2].parent.as_mut().unwrap().id = both[1].id.clone();
-        assert_eq!(starts(of(&both, &both[2])), [30, 20, 10]);
-        let from = [both[1].id.clone(), both[0].id.clone()];
-        both[3].merged_from(&from);
-        assert_eq!(starts(of(&both, &both[2])), [30, 20]);
+        assert_eq!(starts(of(&all, &all[2])), [30, 20, 10]);
+        let merged = serde_json::json!([all[1].id, all[0].id]);
+        all[3].other.insert(MERGED_FROM.into(), merged);
+        assert_eq!(starts(of(&all, &all[2])), [30, 20]);
+        // Also without the chain that it was made of.
+        assert_eq!(starts(of(&all[2..], &all[2])), [30, 20]);
+    }
+
+    #[tokio::test]
+    async fn another_backup_that_starts_at_the_same_place_is_no_parent() {
+        // As two of a standby can, between two restartpoints.
+        let mut all = backups(&[(10, None), (10, None), (20, Some(1))]).await;
+        let chain = of(&all, &all[2]).unwrap();
+        assert_eq!(chain[1].id, all[1].id);
+        all.remove(1);
+        assert!(of(&all, &all[1]).is_err());
     }
 
     #[tokio::test]
     async fn a_chain_without_its_full_backup_is_broken_and_one_in_a_circle_too() {
-        let all = backups(&[(20, Some(10)), (30, Some(20))]).await;
-        assert_eq!(of(&all, &all[1]).unwrap_err().orphan, all[0].id);
-        let circle = backups(&[(20, Some(30)), (30, Some(20))]).await;
+        let all = backups(&[(10, None), (20, Some(0)), (30, Some(1))]).await;
+        assert_eq!(of(&all[1..], &all[2]).unwrap_err().orphan, all[1].id);
+        let circle = backups(&[(20, Some(1)), (30, Some(0))]).await;
         assert!(of(&circle, &circle[1]).is_err());
     }
 }
