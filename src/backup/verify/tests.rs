@@ -178,6 +178,7 @@ impl Draft {
         let store = self.system.store();
         store.put(&key, Bytes::from_static(b"wal")).await.unwrap();
         let size = self.marker.segment_size;
+        self.system.repository().init().await.unwrap();
         self.system.register(18, size).await.unwrap();
         self.system.commit(&self.marker).await.unwrap();
     }
