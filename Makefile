@@ -32,7 +32,7 @@ test-long: ## The same with the long tests, and PostgreSQL 14
 check: ## Format, lints, documentation, dependencies, unit tests
 	scripts/check
 
-bench: ## Archiving and fetching beside pgBackRest, zstd and cp; memory (about half an hour)
+bench: ## Archiving, fetching, backups and restores beside pgBackRest, zstd and cp; memory (about an hour)
 	scripts/setup bench
 	$(PRODUCT)
 	bench/run

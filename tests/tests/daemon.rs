@@ -176,7 +176,7 @@ fn one_cluster_that_fails_takes_no_other_down() {
         .extra(&tables(
             &site.scratch,
             EVERY_TEN,
-            "[backup]\nwal_timeout = \"1s\"\n",
+            "[backup]\nwal_timeout = \"3s\"\n",
         ))
         .write(&site.scratch);
     let mut clusters = [site.cluster, second, third];
