@@ -23,7 +23,7 @@ pub struct Catalogue {
     system: System,
     /// `system.json`.
     pub record: SystemRecord,
-    /// Finished backups, oldest first by (start) name. Without their lists of objects: each may
+    /// Finished backups, oldest first by the time in their names, then by LSN. Without their lists of objects: each may
     /// name tens of thousands, and memory grows with the number of backups only. A
     /// [`Plan`]'s backup has its own.
     pub backups: Vec<Marker>,
@@ -114,15 +114,14 @@ impl Catalogue {
                 Ok::<_, Error>((id, marker))
             })
             .buffered(8);
-        let mut backups = Vec::new();
-        let mut looks = Vec::new();
+        let mut finished = Vec::new();
         let mut unreadable = Vec::new();
         while let Some((id, marker)) = markers.try_next().await? {
             match marker {
                 Some(Ok(mut marker)) => {
-                    looks.push(look(&marker));
+                    let looked = look(&marker);
                     marker.objects = Vec::new();
-                    backups.push(marker);
+                    finished.push((marker, looked));
                 }
                 Some(Err(error)) => {
                     let object = Unreadable::new(system.keys().marker(&id), &error);
@@ -132,6 +131,11 @@ impl Catalogue {
                 None => {}
             }
         }
+        // Within one second the random part of the name says nothing.
+        finished.sort_by(|(a, _), (b, _)| {
+            (a.id.start_second(), a.start_lsn).cmp(&(b.id.start_second(), b.start_lsn))
+        });
+        let (backups, looks) = finished.into_iter().unzip();
         let (points, others) = system.points().await?;
         let others = others.into_iter();
         unreadable.extend(others.map(|(key, error)| Unreadable::new(key, &error)));

@@ -258,6 +258,11 @@ impl BackupId {
         Self { text, kind }
     }
 
+    /// The time in it, such as `20261120T110925Z`.
+    pub fn start_second(&self) -> &str {
+        self.text.split('-').next().unwrap_or_default()
+    }
+
     /// Full or incremental.
     pub fn kind(&self) -> BackupKind {
         self.kind

@@ -94,9 +94,11 @@ fn a_wrong_configuration_is_not_taken_and_the_old_one_works_on_until_a_right_one
     assert_eq!(site.near.keys_with("/backup.json").len(), 3);
 
     // At its start there is no old one.
-    write_schedule(&site, "incremental = \"@daily\"", "");
+    write_schedule(&site, "incremental = \"0 25 * * *\"", "");
     let refused = Daemon::calling(&site.config).run().exits_with(2);
-    refused.says("schedule.incremental").says("this version");
+    refused
+        .says("schedule.incremental")
+        .says("is not a crontab line");
 }
 
 #[test]
