@@ -71,8 +71,9 @@ impl Earlier {
         let leases = system.repository().leases(system.cluster()).await?;
         let now = Timestamp::now();
         let ids = system.backup_ids().await?;
+        let mut looked_at = 0;
         for id in ids.iter().rev().filter(|id| id.kind() == BackupKind::Full) {
-            if earlier.backups.len() == BACKUPS {
+            if looked_at == BACKUPS {
                 break;
             }
             let mut holders = leases.iter().filter(|lease| lease.backups.contains(id));
@@ -83,6 +84,7 @@ impl Earlier {
                 // Names begin with the time: what is older than a finished one is of no use.
                 break;
             }
+            looked_at += 1;
             let before = earlier.packs.len();
             earlier.add(system, id, compression).await?;
             if earlier.packs.len() > before {
