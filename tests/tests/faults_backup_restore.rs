@@ -182,7 +182,8 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
         wal_timeout: Duration::from_secs(30),
         fast: true,
         label: "faults".into(),
-        resume: true,
+        // What earlier failures left would add calls of its own, each time more.
+        resume: false,
     };
     runtime().block_on(async {
         let (mut whole, mut none) = (0, 0);
