@@ -6,27 +6,15 @@ use super::packer::{DonePack, Packer};
 use super::{file, scan};
 use crate::error::{IoContext, Result};
 use crate::postgres::layout;
+use crate::repository::index::Member;
 
 /// `pg_control`, `backup_label` and `tablespace_map`, byte for byte.
-pub fn pack(
+pub fn pack<'a>(
     packer: &Packer,
-    data_directory: &Path,
-    control: &[u8],
-    label: &[u8],
-    tablespace_map: &[u8],
+    members: impl Iterator<Item = (Member, &'a [u8])>,
 ) -> Result<DonePack> {
-    let control_path = data_directory.join(layout::CONTROL_FILE);
-    let metadata = std::fs::metadata(&control_path).on("look at", &control_path)?;
-    let mut members = vec![
-        (layout::CONTROL_FILE, control),
-        (layout::BACKUP_LABEL, label),
-    ];
-    if !tablespace_map.is_empty() {
-        members.push((layout::TABLESPACE_MAP, tablespace_map));
-    }
     packer.pack(1 << 20, |pack, read| {
-        for (path, content) in members {
-            let mut member = scan::member(Path::new(path), &metadata)?;
+        for (mut member, content) in members {
             member.size = content.len() as u64;
             pack.begin_file(member)?;
             pack.write(content)?;
@@ -36,4 +24,28 @@ pub fn pack(
         }
         Ok(())
     })
+}
+
+/// The same of a data directory; the files' modes and times are those of its `pg_control`.
+pub fn of_files(
+    packer: &Packer,
+    data_directory: &Path,
+    control: &[u8],
+    label: &[u8],
+    tablespace_map: &[u8],
+) -> Result<DonePack> {
+    let control_path = data_directory.join(layout::CONTROL_FILE);
+    let metadata = std::fs::metadata(&control_path).on("look at", &control_path)?;
+    let mut members = Vec::new();
+    for (path, content) in [
+        (layout::CONTROL_FILE, control),
+        (layout::BACKUP_LABEL, label),
+        (layout::TABLESPACE_MAP, tablespace_map),
+    ] {
+        // Without tablespaces there is no map.
+        if !content.is_empty() {
+            members.push((scan::member(Path::new(path), &metadata)?, content));
+        }
+    }
+    pack(packer, members.into_iter())
 }

@@ -6,6 +6,7 @@
 //! early leaves no marker, and so no backup.
 
 mod configuration;
+mod ending;
 mod file;
 pub mod incremental;
 mod last;
@@ -29,21 +30,21 @@ use jiff::Timestamp;
 
 use crate::config::Compression;
 use crate::error::{Error, IoContext, Result};
+use crate::postgres::Lsn;
 use crate::postgres::connection::ConnectionString;
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::{self, BackupLabel};
 use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
 use crate::postgres::sql::Client;
-use crate::postgres::{Lsn, SegmentName};
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::leases::Work;
-use crate::repository::marker::{Marker, Parent, Tablespace};
+use crate::repository::marker::{Marker, Parent};
 use crate::repository::members::Members;
-use crate::repository::{FORMAT, Repository, System};
-use crate::wal::wait;
+use crate::repository::{Repository, System};
 
+use ending::Ending;
 use file::Pages;
 use incremental::parent::{Base, Choice};
 use incremental::{Baseline, Comparison, Rule};
@@ -105,7 +106,7 @@ pub struct Taken {
 /// cannot be one.
 pub async fn take(settings: &Settings, client: &Client, repository: &Repository) -> Result<Taken> {
     let source = server::inspect(client, &settings.data_directory).await?;
-    if source.standby {
+    if source.answers.standby {
         standby::check_primary(settings.primary.as_ref(), source.control.system_id).await?;
     }
     let system = repository.system(&settings.cluster, source.control.system_id);
@@ -247,10 +248,10 @@ async fn run(
         Some(parent) => label::with_parent(&stop.label, parent.timeline, parent.start_lsn),
         None => stop.label.clone(),
     };
-    let mapped = label::parse_tablespace_map(&stop.tablespace_map)?;
+    let tablespaces = ending::tablespaces(&stop.tablespace_map)?;
     let is_mapped = |name: &OsString| {
         let oid = name.to_str().and_then(|name| name.parse().ok());
-        oid.is_some_and(|oid: u32| mapped.iter().any(|(mapped, _)| *mapped == oid))
+        oid.is_some_and(|oid: u32| tablespaces.iter().any(|mapped| mapped.oid == oid))
     };
     if let Some(young) = scanned.iter().find(|name| !is_mapped(name)) {
         return Err(Error::failed(format!(
@@ -259,20 +260,14 @@ async fn run(
         ))
         .hint("take the backup again"));
     }
-    let tablespaces: Vec<Tablespace> = mapped
-        .into_iter()
-        .map(|(oid, location)| Tablespace {
-            oid,
-            location: location.display().to_string(),
-        })
-        .collect();
 
     let range = WalRange {
         timeline: backup_label.timeline,
         start: backup_label.start,
         end: stop.lsn,
     };
-    let files = configuration::outside_files(&source.configuration, &settings.data_directory);
+    let files =
+        configuration::outside_files(&source.answers.configuration, &settings.data_directory);
     let last = {
         let (packer, stop, data) = (
             packer.clone(),
@@ -281,7 +276,7 @@ async fn run(
         );
         blocking(move || {
             let map = &stop.tablespace_map;
-            let pack = last::pack(&packer, &data, &control_bytes, &label_bytes, map)?;
+            let pack = last::of_files(&packer, &data, &control_bytes, &label_bytes, map)?;
             manifest.add(&pack.files)?;
             let (configuration, paths) = configuration::store(&packer, &files)?;
             let manifest = manifest.finish(range)?;
@@ -294,86 +289,33 @@ async fn run(
     sums.add(&pack, control.block_size);
     sums.objects.extend(configuration);
     sums.objects.push(manifest);
-    // A reader takes packs in order; they were finished in any.
-    sums.objects.sort_by(|a, b| a.key.cmp(&b.key));
 
-    let size = control.segment_size;
-    let (first, last) = (
-        backup_label.start.segment(size),
-        stop.lsn.previous_segment(size),
-    );
-    let wal = [first, last].map(|n| SegmentName::new(backup_label.timeline, n, size));
-    tracing::info!("data is stored; waiting for WAL up to {}", wal[1]);
-    if backup_label.from_standby {
-        let range = (backup_label.start, stop.lsn);
-        let (primary, patience) = (settings.primary.as_ref(), settings.wal_timeout);
-        standby::until_archived(
-            system,
-            backup_label.timeline,
-            size,
-            range,
-            primary,
-            patience,
-        )
-        .await?;
-    } else {
-        wait::until_archived(
-            system,
-            backup_label.timeline,
-            size,
-            (first, last),
-            settings.wal_timeout,
-        )
-        .await?;
-    }
-
-    let marker = Marker {
-        format: FORMAT,
-        id: id.clone(),
-        kind: id.kind(),
-        whole_bytes: parent.as_ref().map(|_| sums.whole_bytes),
-        parent: parent.map(|parent| Parent {
-            id: parent.id,
-            timeline: parent.timeline,
-            start_lsn: parent.start_lsn,
-        }),
+    let parent = parent.map(|parent| Parent {
+        id: parent.id,
+        timeline: parent.timeline,
+        start_lsn: parent.start_lsn,
+    });
+    let ending = Ending {
+        id,
+        parent,
         change_rule,
         in_order: true,
-        cluster: settings.cluster.clone(),
-        system_id: control.system_id,
-        server_version_num: source.server_version_num,
-        catalog_version: control.catalog_version,
-        seawall_version: env!("CARGO_PKG_VERSION").to_owned(),
-        segment_size: size,
-        block_size: control.block_size,
-        data_checksums: source.control.data_checksums && control.data_checksums,
-        timeline: backup_label.timeline,
-        start_lsn: backup_label.start,
-        stop_lsn: stop.lsn,
+        control: &control,
+        had_checksums: source.control.data_checksums,
+        answers: &source.answers,
+        label: &backup_label,
         start_time,
+        stop_lsn: stop.lsn,
         stop_time: stop.stop_time,
         next_xid: stop.next_xid,
-        from_standby: backup_label.from_standby,
-        wal,
-        data_directory: settings.data_directory.display().to_string(),
+        data_directory: &settings.data_directory,
         data_directory_mode: directory_mode(&settings.data_directory)?,
         tablespaces,
         configuration_files,
         unread_configuration_files: Vec::new(),
-        collations: source.collations.clone(),
-        superuser: source.superuser.clone(),
-        databases: source.databases.clone(),
-        logical_slots: source.logical_slots.clone(),
-        files: sums.files,
-        plain_bytes: sums.plain_bytes,
-        stored_bytes: sums.objects.iter().map(|object| object.size).sum(),
-        damaged_pages: sums.damaged_pages,
-        damaged_page_count: sums.damaged_page_count,
-        objects: sums.objects,
-        other: serde_json::Map::new(),
+        sums,
     };
-    system.commit(&marker).await?;
-    Ok(marker)
+    ending::end(settings, system, ending).await
 }
 
 /// What the parent knows of the files, and by which rule the changed blocks are told.
@@ -435,19 +377,26 @@ async fn pack_everything(
     baseline: Option<Baseline>,
     mut manifest: StreamedManifest,
 ) -> Result<(Sums, StreamedManifest)> {
-    let packing = packer.clone();
-    let block_size = packer.block_size();
-    let task = blocking(move || {
+    let (thread, block_size) = (packer.clone(), packer.block_size());
+    packing(packer, move || {
         let mut sums = Sums::default();
-        packing.pack_tree(&tree, jobs, baseline, |pack| {
+        thread.pack_tree(&tree, jobs, baseline, |pack| {
             sums.add(&pack, block_size);
             manifest.add(&pack.files)
         })?;
         Ok((sums, manifest))
-    });
-    // Whoever gives this future up (Ctrl-C) ends the threads as well.
+    })
+    .await
+}
+
+/// Runs `work`, which packs by `packer`, on a thread that may block. Whoever gives this future up
+/// (Ctrl-C) ends all threads of the packer as well.
+async fn packing<T: Send + 'static>(
+    packer: &Packer,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let guard = StopOnDrop(packer);
-    let done = task.await;
+    let done = blocking(work).await;
     std::mem::forget(guard);
     done
 }

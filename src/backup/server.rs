@@ -13,25 +13,15 @@ use crate::repository::marker::{CollationVersion, Database};
 pub struct Source {
     /// `global/pg_control` before the start.
     pub control: ControlFile,
-    /// `server_version_num`.
-    pub server_version_num: u32,
-    /// Configuration files, wherever they lie.
-    pub configuration: Vec<PathBuf>,
-    /// The versions of the collations that the databases use.
-    pub collations: Vec<CollationVersion>,
-    /// The role that initdb made.
-    pub superuser: String,
-    /// The databases, by their numbers.
-    pub databases: Vec<Database>,
-    /// Logical replication slots; a restore loses them.
-    pub logical_slots: Vec<String>,
-    /// Whether it is a standby.
-    pub standby: bool,
+    /// What it says of itself.
+    pub answers: Answers,
 }
 
 /// What only SQL tells, wherever the files come from.
 #[derive(Debug)]
 pub struct Answers {
+    /// `server_version_num`.
+    pub server_version_num: u32,
     /// Configuration files, wherever they lie.
     pub configuration: Vec<PathBuf>,
     /// The versions of the collations that the databases use.
@@ -62,16 +52,7 @@ pub async fn inspect(client: &Client, data_directory: &Path) -> Result<Source> {
         .hint("`connection` and `data_directory` of this cluster name two different servers"));
     }
     let answers = ask(client).await?;
-    Ok(Source {
-        control,
-        server_version_num: client.server_version_num(),
-        configuration: answers.configuration,
-        collations: answers.collations,
-        superuser: answers.superuser,
-        databases: answers.databases,
-        logical_slots: answers.logical_slots,
-        standby: answers.standby,
-    })
+    Ok(Source { control, answers })
 }
 
 /// Asks the server.
@@ -109,6 +90,7 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         .collect();
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     Ok(Answers {
+        server_version_num: client.server_version_num(),
         configuration,
         collations: collations(client).await?,
         superuser,

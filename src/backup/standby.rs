@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::postgres::connection::ConnectionString;
 use crate::postgres::sql::Client;
-use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
+use crate::postgres::{SegmentName, SegmentSize, SystemId, TimelineId};
 use crate::repository::System;
 use crate::wal::wait;
 
@@ -57,18 +57,16 @@ pub fn same_timeline(start: TimelineId, now: TimelineId) -> Result<()> {
     .hint("take the backup again"))
 }
 
-/// Waits until the WAL of a standby's backup is archived, and has the primary end the last
-/// segment where it is known.
+/// Waits until the WAL of a standby's backup, from segment `first` to `last`, is archived, and
+/// has the primary end the last segment where it is known.
 pub async fn until_archived(
     system: &System,
     timeline: TimelineId,
     size: SegmentSize,
-    (start, stop): (Lsn, Lsn),
+    (first, last): (u64, u64),
     primary: Option<&ConnectionString>,
     timeout: Duration,
 ) -> Result<()> {
-    let first = start.segment(size);
-    let last = stop.previous_segment(size).max(first);
     match primary {
         Some(primary) => {
             let client = connect(primary).await?;

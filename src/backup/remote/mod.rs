@@ -15,26 +15,26 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::ending::{self, Ending};
 use super::file::Pages;
 use super::manifest::StreamedManifest;
 use super::packer::{DonePack, Packer};
 use super::server::{self, Answers};
 use super::sums::Sums;
-use super::{Settings, StopOnDrop, Taken, blocking, standby};
+use super::{Settings, Taken, blocking, last, packing, standby};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
-use crate::postgres::label::{self, BackupLabel};
+use crate::postgres::label::BackupLabel;
+use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
 use crate::postgres::replication::Session;
 use crate::postgres::replication::base_backup::Request;
 use crate::postgres::sql::{Client, Geometry};
-use crate::postgres::{SegmentName, layout};
 use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::leases::Work;
-use crate::repository::marker::{Marker, StoredObject, Tablespace};
-use crate::repository::{FORMAT, Repository, System};
-use crate::wal::wait;
+use crate::repository::marker::Marker;
+use crate::repository::{Repository, System};
 
 use archive::{Kept, Streamed};
 use pieces::Pieces;
@@ -46,7 +46,6 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// The server, by what it tells over SQL.
 struct Source {
     geometry: Geometry,
-    server_version_num: u32,
     data_directory: PathBuf,
     data_directory_mode: u32,
     answers: Answers,
@@ -120,7 +119,6 @@ async fn inspect(client: &Client, session: &mut Session) -> Result<Source> {
     })?;
     Ok(Source {
         geometry,
-        server_version_num: client.server_version_num(),
         data_directory: client.setting("data_directory").await?.into(),
         data_directory_mode: mode,
         answers,
@@ -173,22 +171,18 @@ async fn run(
         geometry.system_id,
     )?;
     let pieces = Pieces::of(backup);
-    let (packing, jobs) = (packer.clone(), settings.jobs);
-    let task = blocking(move || {
+    let (thread, jobs) = (packer.clone(), settings.jobs);
+    let (streamed, mut sums, mut manifest) = packing(&packer, move || {
         let mut sums = Sums::default();
-        let streamed = packing.with_helpers(jobs, || {
-            archive::pack_all(&packing, pieces, pages, |pack| {
+        let streamed = thread.with_helpers(jobs, || {
+            archive::pack_all(&thread, pieces, pages, |pack| {
                 sums.add(&pack, pages.block_size);
                 manifest.add(&pack.files)
             })
         })?;
         Ok((streamed, sums, manifest))
-    });
-    // Whoever gives this future up (Ctrl-C) ends the threads as well.
-    let guard = StopOnDrop(&packer);
-    let packed = task.await;
-    std::mem::forget(guard);
-    let (streamed, mut sums, mut manifest) = packed?;
+    })
+    .await?;
     let (stop_time, next_xid) = client.clock_and_next_xid().await?;
 
     let streamed = Arc::new(streamed);
@@ -204,13 +198,7 @@ async fn run(
         );
     }
     let map = streamed.map.as_ref().map_or(&[][..], |map| &map.content);
-    let tablespaces = label::parse_tablespace_map(map)?
-        .into_iter()
-        .map(|(oid, location)| Tablespace {
-            oid,
-            location: location.display().to_string(),
-        })
-        .collect();
+    let tablespaces = ending::tablespaces(map)?;
 
     let range = WalRange {
         timeline,
@@ -229,66 +217,28 @@ async fn run(
     progress.clear();
     sums.add(&pack, control.block_size);
     sums.objects.push(manifest);
-    sums.objects
-        .sort_by(|a: &StoredObject, b| a.key.cmp(&b.key));
 
-    let size = control.segment_size;
-    let (first, last) = (start.segment(size), stop.previous_segment(size));
-    let wal = [first, last].map(|number| SegmentName::new(timeline, number, size));
-    tracing::info!("data is stored; waiting for WAL up to {}", wal[1]);
-    let patience = settings.wal_timeout;
-    match backup_label.from_standby {
-        true => {
-            let primary = settings.primary.as_ref();
-            standby::until_archived(system, timeline, size, (start, stop), primary, patience)
-                .await?;
-        }
-        false => wait::until_archived(system, timeline, size, (first, last), patience).await?,
-    }
-
-    let marker = Marker {
-        format: FORMAT,
-        id: id.clone(),
-        kind: BackupKind::Full,
+    let ending = Ending {
+        id,
         parent: None,
         change_rule: None,
         in_order: false,
-        cluster: settings.cluster.clone(),
-        system_id: control.system_id,
-        server_version_num: source.server_version_num,
-        catalog_version: control.catalog_version,
-        seawall_version: env!("CARGO_PKG_VERSION").to_owned(),
-        segment_size: size,
-        block_size: control.block_size,
-        data_checksums: geometry.data_checksums && control.data_checksums,
-        timeline,
-        start_lsn: start,
-        stop_lsn: stop,
+        control: &control,
+        had_checksums: geometry.data_checksums,
+        answers: &source.answers,
+        label: &backup_label,
         start_time,
+        stop_lsn: stop,
         stop_time,
         next_xid,
-        from_standby: backup_label.from_standby,
-        wal,
-        data_directory: source.data_directory.display().to_string(),
+        data_directory: &source.data_directory,
         data_directory_mode: source.data_directory_mode & 0o777,
         tablespaces,
         configuration_files: Vec::new(),
         unread_configuration_files: unread(source),
-        collations: source.answers.collations.clone(),
-        superuser: source.answers.superuser.clone(),
-        databases: source.answers.databases.clone(),
-        logical_slots: source.answers.logical_slots.clone(),
-        files: sums.files,
-        plain_bytes: sums.plain_bytes,
-        whole_bytes: None,
-        stored_bytes: sums.objects.iter().map(|object| object.size).sum(),
-        damaged_pages: sums.damaged_pages,
-        damaged_page_count: sums.damaged_page_count,
-        objects: sums.objects,
-        other: serde_json::Map::new(),
+        sums,
     };
-    system.commit(&marker).await?;
-    Ok(marker)
+    ending::end(settings, system, ending).await
 }
 
 /// Configuration outside the data directory, which the server does not send.
@@ -313,21 +263,14 @@ fn unread(source: &Source) -> Vec<String> {
 
 /// `pg_control`, `backup_label` and `tablespace_map`, byte for byte as they were sent.
 fn last_pack(packer: &Packer, streamed: &Streamed) -> Result<DonePack> {
-    let members = [
-        Some(&streamed.control),
-        Some(&streamed.label),
-        streamed.map.as_ref(),
-    ];
-    packer.pack(1 << 20, |pack, read| {
-        for Kept { member, content } in members.into_iter().flatten() {
-            pack.begin_file(member.clone())?;
-            pack.write(content)?;
-            pack.end_file(Vec::new())?;
-            let crc32c = crc32c::crc32c(content);
-            read.push(Some(super::file::FileRead { crc32c, damaged: 0 }));
-        }
-        Ok(())
-    })
+    let (control, label) = (Some(&streamed.control), Some(&streamed.label));
+    let sent = [control, label, streamed.map.as_ref()]
+        .into_iter()
+        .flatten();
+    last::pack(
+        packer,
+        sent.map(|Kept { member, content }| (member.clone(), &content[..])),
+    )
 }
 
 /// Whether a backup holds what the server sent under that path: our rules are those of the
