@@ -136,6 +136,21 @@ pub(crate) fn remove_links(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a directory can be brought to the state of this backup, before anything is touched.
+///
+/// # Errors
+/// Exit code 4: its files are in no order, as the server sent them over the replication protocol.
+pub(crate) fn check_order(marker: &Marker) -> Result<()> {
+    match marker.in_order {
+        true => Ok(()),
+        false => Err(Error::refused(format!(
+            "the files of backup {} are in no order, and --delta needs one",
+            marker.id
+        ))
+        .hint("it came over the replication protocol: choose another with --backup, or restore with --force")),
+    }
+}
+
 /// Removes what the backup does not have, below `root` and below each of `tablespaces`
 /// (`pg_tblspc/OID/VERSION`). Memory: the names of one directory, and of all directories.
 pub(crate) async fn remove_foreign(
@@ -144,15 +159,8 @@ pub(crate) async fn remove_foreign(
     root: &Path,
     tablespaces: Vec<String>,
 ) -> Result<()> {
-    if !marker.in_order {
-        return Err(Error::refused(format!(
-            "the files of backup {} are in no order, and --delta needs one",
-            marker.id
-        ))
-        .hint("choose a newer backup, or restore with --force"));
-    }
     // Whoever gives this future up ends the thread as well.
-    let (_switch, waiter) = Waiter::new();
+    let (_stop, waiter) = Waiter::new();
     let walk = Walk::new(system, marker, &waiter)?;
     let root = root.to_owned();
     blocking(move || {

@@ -2,13 +2,14 @@
 //! the order of the files: some small files together, or a part of a large one. `jobs` threads
 //! fetch, open, verify and write, each piece once and straight into place.
 //!
-//! Memory for each job: a buffer of 1 MiB; 20 MiB fetched ahead and a frame of 1 MiB for a full
-//! backup alone, 4 MiB and a frame for each backup of a chain; the plan of two works. And one
-//! index for each backup of the chain.
+//! Memory for each job: a buffer of 1 MiB; for the work at hand and for the next one 20 MiB
+//! fetched ahead and a frame of 1 MiB for the backup that most is read from, 4 MiB and a frame
+//! for each other of a chain; the plan of two works. And for each backup of the chain an open index, with the next three as they are stored.
 
 mod schedule;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use seawall::repository::chain::files::ChainFile;
 use seawall::repository::chain::join::Join;
 use seawall::repository::chain::read::{Part, Reader};
 use seawall::repository::marker::Marker;
-use seawall::repository::waiter::{StopSwitch, Waiter};
+use seawall::repository::waiter::Waiter;
 use seawall::storage::Store;
 use tokio::sync::mpsc;
 
@@ -88,15 +89,12 @@ pub(crate) async fn write_all(system: &System, chain: &[&Marker], means: Means) 
     let marker = *chain
         .first()
         .ok_or_else(|| Error::failed("a chain of no backups"))?;
-    let (switch, waiter) = Waiter::new();
-    // Whoever gives this future up ends the threads as well.
-    let switch = StopOnDrop(Arc::new(switch));
+    let (_stop, waiter) = Waiter::new();
     let jobs = means.jobs.max(1);
     let shared = Arc::new(Shared {
         store: system.store().clone(),
         place: system.place(),
         waiter,
-        switch: Arc::clone(&switch.0),
         failure: Mutex::new(None),
         is_chain: chain.len() > 1,
         means,
@@ -149,20 +147,11 @@ pub(crate) async fn write_all(system: &System, chain: &[&Marker], means: Means) 
     Ok(written)
 }
 
-struct StopOnDrop(Arc<StopSwitch>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
 /// What the threads share.
 struct Shared {
     store: Store,
     place: String,
     waiter: Waiter,
-    switch: Arc<StopSwitch>,
     /// The first error: those that follow only say that all were told to stop.
     failure: Mutex<Option<Error>>,
     is_chain: bool,
@@ -177,7 +166,7 @@ impl Shared {
             Err(error) => error,
         };
         lock(&self.failure).get_or_insert(error);
-        self.switch.stop();
+        self.waiter.stop();
         None
     }
 
@@ -189,15 +178,37 @@ impl Shared {
         };
         // Held while waiting: the others wait for the same.
         let next = || lock(receiver).blocking_recv();
-        while let Some(work) = next() {
+        let at_hand = || receiver.try_lock().ok()?.try_recv().ok();
+        let mut begun: Option<Begun> = None;
+        while let Some(Begun { work, reader }) = match begun.take() {
+            None => next().map(|work| self.begin(work)).transpose()?,
+            begun => begun,
+        } {
             self.waiter.check()?;
+            // The first bytes of the next come while this one is written.
+            begun = at_hand().map(|work| self.begin(work)).transpose()?;
             match work.split {
-                Some((split, number)) => worker.part(&split, number, &work.parts)?,
-                None => worker.files(&work.parts)?,
+                Some((split, number)) => worker.part(&split, number, &work.parts, reader)?,
+                None => worker.files(&work.parts, reader)?,
             }
         }
         Ok(worker.written)
     }
+
+    fn begin(&self, work: Work) -> Result<Begun> {
+        let reader = match self.means.delta {
+            true => None,
+            false => Some(Reader::new(&self.store, &self.waiter, &work.parts)?),
+        };
+        Ok(Begun { work, reader })
+    }
+}
+
+/// A work, and what is fetched for it already.
+struct Begun {
+    work: Work,
+    /// None with `--delta`: what is there may be right.
+    reader: Option<Reader>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -212,20 +223,30 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn files(&mut self, parts: &[Part]) -> Result<()> {
+    fn files(&mut self, parts: &[Part], reader: Option<Reader>) -> Result<()> {
         let mut wanted = Vec::with_capacity(parts.len());
         for part in parts {
             if !self.shared.means.delta || !self.keep(&part.file)? {
                 wanted.push(part);
             }
         }
-        let (store, waiter) = (&self.shared.store, &self.shared.waiter);
-        let mut reader = Reader::new(store, waiter, wanted.iter().copied())?;
+        let mut reader = self.reader(reader, wanted.iter().copied())?;
         for part in wanted {
             self.file(&mut reader, part)?;
         }
         self.count(&reader);
         Ok(())
+    }
+
+    fn reader<'a>(
+        &self,
+        begun: Option<Reader>,
+        parts: impl IntoIterator<Item = &'a Part>,
+    ) -> Result<Reader> {
+        match begun {
+            Some(reader) => Ok(reader),
+            None => Reader::new(&self.shared.store, &self.shared.waiter, parts),
+        }
     }
 
     fn count(&mut self, reader: &Reader) {
@@ -260,16 +281,16 @@ impl Worker<'_> {
         let path = self.shared.means.root.join(&file.path);
         match file.path.as_str() {
             layout::CONTROL_FILE => {
-                let content = self.small(reader, part)?;
+                let content = reader.read_small(part)?;
                 self.done(file, file.size, crc32c::crc32c(&content))?;
                 self.written.control = content;
                 self.written.control_mode = file.mode;
             }
             name if is_left_out(name) => {
-                self.small(reader, part)?;
+                reader.read_small(part)?;
             }
             layout::BACKUP_LABEL if self.shared.is_chain => {
-                let content = self.small(reader, part)?;
+                let content = reader.read_small(part)?;
                 let content = label::without_increment(&content);
                 let target = create(&path, file.mode)?;
                 let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
@@ -286,66 +307,74 @@ impl Worker<'_> {
                     (false, false) => create(&path, file.mode)?,
                 };
                 self.written.wrote += started.elapsed();
-                let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
-                writer.compare(in_place);
-                let with_crc = self.shared.means.manifest.is_some();
-                let (mut hasher, mut crc) = (PlainHasher::default(), 0);
-                reader.read(part, &mut |bytes| {
-                    hasher.update(bytes);
-                    if with_crc {
-                        crc = crc32c::crc32c_append(crc, bytes);
-                    }
-                    writer.push(bytes)
-                })?;
-                self.written.wrote += writer.finish()?;
-                verify(file, hasher.finish())?;
+                let (hasher, crc) = self.copy(reader, part, &target, &path, in_place)?;
+                if let Some(hasher) = hasher {
+                    file.verify(hasher.finish())?;
+                }
                 self.done(file, file.size, crc)?;
             }
         }
         Ok(())
     }
 
-    /// A small file as a whole, verified.
-    fn small(&mut self, reader: &mut Reader, part: &Part) -> Result<Vec<u8>> {
-        let mut content = Vec::new();
+    /// Writes a part to its place in `target`, which lies at `path`: only the blocks that differ
+    /// from those there if it is to `compare`. What its bytes come to, and their CRC-32C where
+    /// anybody wants to know.
+    fn copy(
+        &mut self,
+        reader: &mut Reader,
+        part: &Part,
+        target: &File,
+        path: &Path,
+        compare: bool,
+    ) -> Result<(Option<PlainHasher>, u32)> {
+        let start = part.range.start;
+        let mut writer = Writer::new(target, path, start, &mut self.buffer);
+        writer.compare(compare);
+        // What is put together from several backups has no digest to compare with.
+        let mut hasher = part.file.digest.map(|_| PlainHasher::of_part(start));
+        let mut crc = 0;
+        let with_crc = self.shared.means.manifest.is_some();
         reader.read(part, &mut |bytes| {
-            content.extend_from_slice(bytes);
-            Ok(())
+            if let Some(hasher) = &mut hasher {
+                hasher.update(bytes);
+            }
+            if with_crc {
+                crc = crc32c::crc32c_append(crc, bytes);
+            }
+            writer.push(bytes)
         })?;
-        verify(&part.file, PlainDigest::of(&content))?;
-        Ok(content)
+        self.written.wrote += writer.finish()?;
+        Ok((hasher, crc))
     }
 
     /// Writes a part of a large file, and ends the file with its last part.
-    fn part(&mut self, split: &Split, number: usize, parts: &[Part]) -> Result<()> {
-        let (store, waiter) = (&self.shared.store, &self.shared.waiter);
-        let mut reader = Reader::new(store, waiter, parts)?;
+    fn part(
+        &mut self,
+        split: &Split,
+        number: usize,
+        parts: &[Part],
+        reader: Option<Reader>,
+    ) -> Result<()> {
+        let mut reader = self.reader(reader, parts)?;
         for part in parts {
-            let start = part.range.start;
-            let mut writer = Writer::new(&split.file, &split.path, start, &mut self.buffer);
-            writer.compare(self.shared.means.delta);
-            let (mut hasher, mut crc) = (PlainHasher::of_part(start), 0);
-            let with_crc = self.shared.means.manifest.is_some();
-            reader.read(part, &mut |bytes| {
-                hasher.update(bytes);
-                if with_crc {
-                    crc = crc32c::crc32c_append(crc, bytes);
-                }
-                writer.push(bytes)
-            })?;
-            self.written.wrote += writer.finish()?;
+            let delta = self.shared.means.delta;
+            let (hasher, crc) = self.copy(&mut reader, part, &split.file, &split.path, delta)?;
             self.shared.means.progress.add(part.size());
             self.written.plain_bytes += part.size();
-            lock(&split.parts)[number] = Some((hasher.finish_part(), crc));
+            lock(&split.parts)[number] = Some((hasher.map(|hasher| hasher.finish_part()), crc));
         }
         self.count(&reader);
         if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
         }
-        let parts: Vec<(Subtree, u32)> = lock(&split.parts).iter().copied().flatten().collect();
-        let trees: Vec<Subtree> = parts.iter().map(|(tree, _)| *tree).collect();
+        let parts: Vec<(Option<Subtree>, u32)> =
+            lock(&split.parts).iter().copied().flatten().collect();
+        let trees: Option<Vec<Subtree>> = parts.iter().map(|(tree, _)| *tree).collect();
         let file = &split.whole;
-        verify(file, PlainDigest::of_parts(&trees, PART_SIZE, file.size))?;
+        if let Some(trees) = trees {
+            file.verify(PlainDigest::of_parts(&trees, PART_SIZE, file.size))?;
+        }
         let sizes = (0..).map(|at| (file.size - at * PART_SIZE).min(PART_SIZE));
         let crc = parts.iter().zip(sizes).fold(0, |crc, ((_, next), size)| {
             crc32c::crc32c_combine(crc, *next, size as usize)
@@ -364,17 +393,6 @@ impl Worker<'_> {
             Some(manifest) => manifest.add(&file.path, size, file.modified, crc32c),
             None => Ok(()),
         }
-    }
-}
-
-fn verify(file: &ChainFile, found: PlainDigest) -> Result<()> {
-    match file.digest {
-        Some(digest) if digest != found => Err(Error::failed(format!(
-            "the backup is damaged: {} has another digest than the index says",
-            file.path
-        ))),
-        // Put together from several backups: each frame had its checksum.
-        _ => Ok(()),
     }
 }
 

@@ -29,6 +29,7 @@ use seawall::postgres::primary::Primary;
 use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::progress::Progress;
 use seawall::repository::catalogue::{Catalogue, Plan, Request};
+use seawall::repository::commit::LostLink;
 use seawall::repository::keys::BackupId;
 use seawall::repository::leases::{Held, Work};
 use seawall::repository::{Repository, System};
@@ -204,6 +205,9 @@ pub async fn restore(system: &System, settings: &Settings) -> Result<Restored> {
     let clock = Clock::start();
     let catalogue = Catalogue::load(system).await?;
     let mut plan = catalogue.plan(&settings.request).await?;
+    if settings.delta {
+        delta::check_order(&plan.backup)?;
+    }
     let layout = Layout::of(&plan.backup, settings)?;
     let only = Only::of(&settings.only_databases, &plan.backup)?;
     let lease = system
@@ -240,19 +244,18 @@ async fn look_again(system: &System, plan: &mut Plan) -> Result<()> {
         .iter()
         .map(|backup| backup.id.clone())
         .collect();
-    for id in &ids {
-        if system.marker_if_finished(id).await?.is_none() {
+    match system.lost_link(&ids).await? {
+        None => {}
+        Some(LostLink::Gone(id)) => {
             return Err(
                 Error::failed(format!("backup {id} was deleted a moment ago"))
                     .at(system.place())
                     .hint("nothing was touched: run the same command again"),
             );
         }
-    }
-    if let Some(why) = system.lost_link(&ids).await? {
-        plan.warnings.push(format!(
-            "{why}; this restore keeps it from that, unless it is going at this moment: pin what is still needed"
-        ));
+        Some(doomed) => plan.warnings.push(format!(
+            "{doomed}; this restore keeps it from that, unless it is going at this moment: pin what is still needed"
+        )),
     }
     Ok(())
 }

@@ -97,6 +97,7 @@ pub async fn end(settings: &Settings, system: &System, ending: Ending<'_>) -> Re
         server_version_num: answers.server_version_num,
         catalog_version: control.catalog_version,
         seawall_version: env!("CARGO_PKG_VERSION").to_owned(),
+        postmaster_start_time: Some(answers.postmaster_start_time),
         segment_size: size,
         block_size: control.block_size,
         data_checksums: ending.had_checksums && control.data_checksums,

@@ -4,38 +4,19 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use bytes::Bytes;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::pages::{Damage, Pages};
 use super::scan::Found;
 use crate::error::{IoContext, Result};
-use crate::postgres::Lsn;
-use crate::postgres::checksum::{self, PageVerdict};
-use crate::postgres::layout::RelationFile;
 use crate::repository::index::MemberKind;
 use crate::repository::pack::PackWriter;
 
 /// Bytes that are read at once; a multiple of every page size. All that looks at them finds
 /// them in the processor's own cache.
 const READ_SIZE: usize = 256 << 10;
-
-/// At most this many damaged blocks are named for one file.
-const NAMED_BLOCKS: usize = 1000;
-
-/// What the pages of a cluster look like.
-#[derive(Debug, Clone, Copy)]
-pub struct Pages {
-    /// Bytes of a page.
-    pub block_size: u32,
-    /// Pages in one file of a relation.
-    pub blocks_per_file: u32,
-    /// Whether they carry checksums.
-    pub checksums: bool,
-    /// Pages with an LSN from here on may be torn; WAL replaces them.
-    pub backup_start: Lsn,
-}
 
 /// What was read of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +48,14 @@ pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
     };
     let mut member = found.member;
     member.size = file.metadata().on("look at", &found.source)?.len();
-    let relation = RelationFile::parse(Path::new(&member.path)).filter(|_| pages.checksums);
-    let mut checker = relation.map(|relation| Checker {
-        pages,
-        next_block: relation.segment.wrapping_mul(pages.blocks_per_file),
-        damaged: Vec::new(),
-        count: 0,
-    });
+    let first_block = pages.first_block(&member.path);
+    let mut checker = first_block
+        .filter(|_| pages.checksums)
+        .map(|next_block| Checker {
+            pages,
+            next_block,
+            damage: Damage::default(),
+        });
     let size = member.size;
     pack.begin_file(member)?;
     if size > READ_SIZE as u64 {
@@ -113,8 +95,9 @@ pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
         at += count as u64;
         passed(count as u64)?;
     }
-    let (blocks, damaged) = checker.map_or((Vec::new(), 0), |c| (c.damaged, c.count));
+    let Damage { blocks, count } = checker.map_or_else(Damage::default, |c| c.damage);
     pack.end_file(blocks)?;
+    let damaged = count;
     Ok(Some(FileRead { crc32c, damaged }))
 }
 
@@ -135,8 +118,7 @@ fn read_up_to(mut file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
 struct Checker {
     pages: Pages,
     next_block: u32,
-    damaged: Vec<u32>,
-    count: u64,
+    damage: Damage,
 }
 
 impl Checker {
@@ -147,18 +129,15 @@ impl Checker {
         for (at, page) in bytes.chunks_exact_mut(size).enumerate() {
             let block = self.next_block;
             self.next_block = self.next_block.wrapping_add(1);
-            if !is_wrong(checksum::verify_page(page, block, self.pages.backup_start)) {
+            if !self.pages.is_damaged(page, block) {
                 continue;
             }
             let mut again = vec![0; size];
             if read_page_again(file, offset + (at * size) as u64, &mut again)? {
                 page.copy_from_slice(&again);
             }
-            if is_wrong(checksum::verify_page(page, block, self.pages.backup_start)) {
-                self.count += 1;
-                if self.damaged.len() < NAMED_BLOCKS {
-                    self.damaged.push(block);
-                }
+            if self.pages.is_damaged(page, block) {
+                self.damage.add(block);
             }
         }
         Ok(())
@@ -173,18 +152,12 @@ fn read_page_again(file: &File, offset: u64, page: &mut [u8]) -> std::io::Result
     }
 }
 
-fn is_wrong(verdict: PageVerdict) -> bool {
-    matches!(
-        verdict,
-        PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::postgres::Lsn;
     use crate::postgres::checksum::page_checksum;
 
     const SIZE: usize = 8192;
@@ -199,8 +172,7 @@ mod tests {
             },
             // Of the second file of its relation.
             next_block: 131_072,
-            damaged: Vec::new(),
-            count: 0,
+            damage: Damage::default(),
         }
     }
 
@@ -232,7 +204,7 @@ mod tests {
         let mut checker = checker();
         checker.check(&file, 0, &mut read).unwrap();
         assert!(read == pages.concat(), "the second read counts");
-        assert_eq!((checker.count, checker.damaged.len()), (0, 0));
+        assert_eq!((checker.damage.count, checker.damage.blocks.len()), (0, 0));
     }
 
     #[test]
@@ -244,8 +216,8 @@ mod tests {
         let file = file_of(&pages);
         let mut checker = checker();
         checker.check(&file, 0, &mut pages.concat()).unwrap();
-        assert_eq!(checker.damaged, [131_073, 131_074]);
-        assert_eq!(checker.count, 2);
+        assert_eq!(checker.damage.blocks, [131_073, 131_074]);
+        assert_eq!(checker.damage.count, 2);
     }
 
     #[test]
@@ -258,6 +230,6 @@ mod tests {
         let mut checker = checker();
         checker.check(&file, 0, &mut torn).unwrap();
         assert!(torn == before);
-        assert_eq!(checker.damaged, [131_073]);
+        assert_eq!(checker.damage.blocks, [131_073]);
     }
 }

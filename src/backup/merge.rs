@@ -4,15 +4,15 @@
 //! The new backup has the timeline, positions and times of the one that the chain leads to, and
 //! is what a restore of it would be. Nothing of the chain is changed: until the new marker is
 //! there nothing counts, and afterwards both do. Those that are on top of the merged backup find
-//! either as their parent, since a parent is known by where it starts.
+//! either as their parent: the new one says of which backups it was made.
 
 mod packs;
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
+use super::blocking;
 use super::manifest::StreamedManifest;
+use super::packer::Packer;
 use crate::config::Compression;
 use crate::error::{Error, Result};
 use crate::postgres::manifest::WalRange;
@@ -23,7 +23,7 @@ use crate::repository::chain::join::Join;
 use crate::repository::keys::{self, BackupId, BackupKind};
 use crate::repository::leases::Work;
 use crate::repository::marker::{Marker, StoredObject};
-use crate::repository::waiter::{StopSwitch, Waiter};
+use crate::repository::waiter::Waiter;
 
 use packs::Merger;
 
@@ -37,7 +37,7 @@ pub struct Settings {
 }
 
 /// Makes a full backup out of the chain of `id`. Memory: for each job a pack's index and what a
-/// restore holds; one index for each backup of the chain.
+/// restore holds, as a [`Packer`] says; what a [`Join`] reads of each backup of the chain.
 ///
 /// After `Ok` the new backup is complete. After an error, and after a kill at any point, the
 /// chain is what it was.
@@ -91,24 +91,17 @@ async fn run(
 ) -> Result<Marker> {
     // Whoever expires has seen the lease, or has named one of them before: both are looked at
     // only now.
-    let tombstones = system.repository().tombstones(system.cluster()).await?;
+    if let Some(lost) = system.lost_link(chain).await? {
+        return Err(Error::failed("part of the chain is about to be deleted")
+            .at(system.place())
+            .because(lost.to_string())
+            .hint("take a full backup, or pin the chain's backups before they expire"));
+    }
     let mut markers = Vec::new();
     for member in chain {
-        let named = |(_, stone): &(_, crate::repository::tombstones::Tombstone)| {
-            stone.names_backup(system.id(), member)
-        };
-        let doomed = tombstones.read.iter().any(named);
         let marker = system.marker_if_finished(member).await?.transpose()?;
-        match marker {
-            Some(marker) if !doomed => markers.push(marker),
-            _ => {
-                return Err(Error::failed(format!(
-                    "backup {member} is part of the chain, and is about to be deleted"
-                ))
-                .at(system.place())
-                .hint("take a full backup, or pin the chain's backups before they expire"));
-            }
-        }
+        let gone = || Error::failed(format!("backup {member} is not there any more"));
+        markers.push(marker.ok_or_else(|| gone().at(system.place()))?);
     }
     let refs: Vec<&Marker> = markers.iter().collect();
     let newest = refs
@@ -131,9 +124,7 @@ async fn write(
     id: BackupId,
     settings: &Settings,
 ) -> Result<Marker> {
-    let (switch, waiter) = Waiter::new();
-    // Whoever gives this future up ends the threads as well.
-    let switch = StopOnDrop(Arc::new(switch));
+    let (_stop, waiter) = Waiter::new();
     let directory = system.keys().backup(&id);
     let progress = Progress::new("merge", Some(newest.restored_bytes()));
     let join = Join::new(system, chain, &waiter)?;
@@ -145,12 +136,14 @@ async fn write(
         newest.system_id,
     )?;
     let merger = Merger {
-        store: system.store().clone(),
-        directory: directory.clone(),
-        compression: settings.compression,
-        waiter,
-        switch: Arc::clone(&switch.0),
-        progress: progress.clone(),
+        packer: Packer::new(
+            system.store(),
+            directory.clone(),
+            settings.compression,
+            progress.clone(),
+            waiter,
+        ),
+        block_size: newest.block_size,
     };
     let (jobs, range) = (
         settings.jobs,
@@ -160,14 +153,12 @@ async fn write(
             end: newest.stop_lsn,
         },
     );
-    let written = tokio::task::spawn_blocking(move || {
+    let written = blocking(move || {
         let (mut sums, manifest) = merger.run(join, manifest, jobs)?;
         sums.objects.push(manifest.finish(range)?);
-        Ok::<_, Error>(sums)
-    });
-    let written = written
-        .await
-        .map_err(|error| Error::failed("a thread of the merge died").because(error))?;
+        Ok(sums)
+    })
+    .await;
     progress.clear();
     let mut sums = written.map_err(|error| match error.advice() {
         None => error.at(system.place()),
@@ -218,12 +209,4 @@ async fn copy_configuration(
     let key = format!("{directory}/{}", object.key);
     system.store().put(&key, content).await?;
     Ok(Some(object.clone()))
-}
-
-struct StopOnDrop(Arc<StopSwitch>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
 }

@@ -13,6 +13,7 @@ mod last;
 mod manifest;
 pub mod merge;
 mod packer;
+mod pages;
 pub mod remote;
 mod resume;
 mod scan;
@@ -38,18 +39,20 @@ use crate::postgres::layout;
 use crate::postgres::manifest::WalRange;
 use crate::postgres::sql::Client;
 use crate::progress::Progress;
+use crate::repository::chain::members::Members;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::leases::Work;
 use crate::repository::marker::{Marker, Parent};
-use crate::repository::members::Members;
+use crate::repository::waiter::Waiter;
 use crate::repository::{Repository, System};
 
 use ending::Ending;
-use file::Pages;
 use incremental::parent::{Base, Choice};
 use incremental::{Baseline, Comparison, Rule};
 use manifest::StreamedManifest;
 use packer::Packer;
+use packer::tree::TreePacker;
+use pages::Pages;
 use resume::Earlier;
 use scan::Tree;
 use server::Source;
@@ -184,8 +187,9 @@ async fn run(
         checksums: source.control.data_checksums,
         backup_start: start,
     };
+    let (_stop, waiter) = Waiter::new();
     let baseline = match &base {
-        Some(base) => Some(baseline(settings, client, system, source, base, start).await?),
+        Some(base) => Some(baseline(settings, client, system, source, base, start, &waiter).await?),
         None => None,
     };
     let change_rule = baseline
@@ -199,10 +203,14 @@ async fn run(
         repository.store(),
         system.keys().backup(&id),
         settings.compression,
-        pages,
         progress.clone(),
-    )
-    .resuming(earlier);
+        waiter,
+    );
+    let tree_packer = TreePacker {
+        packer: packer.clone(),
+        pages,
+        earlier,
+    };
     let manifest = StreamedManifest::new(
         repository.store(),
         &system.keys().backup(&id),
@@ -220,7 +228,7 @@ async fn run(
     };
     let scanned = tree.tablespaces.clone();
     let (mut sums, mut manifest) =
-        pack_everything(&packer, tree, settings.jobs, baseline, manifest).await?;
+        pack_everything(tree_packer, tree, settings.jobs, baseline, manifest).await?;
 
     let (packs, bytes) = sums.taken_over;
     if packs > 0 {
@@ -286,7 +294,7 @@ async fn run(
     };
     let (pack, configuration, configuration_files, manifest) = last;
     progress.clear();
-    sums.add(&pack, control.block_size);
+    sums.add_checked(&pack, control.block_size);
     sums.objects.extend(configuration);
     sums.objects.push(manifest);
 
@@ -326,6 +334,7 @@ async fn baseline(
     source: &Source,
     base: &Base,
     start: Lsn,
+    waiter: &Waiter,
 ) -> Result<Baseline> {
     let parent = &base.parent;
     // A standby that lags would lack what its parent has seen already.
@@ -350,7 +359,8 @@ async fn baseline(
             tracing::info!("every page is read and compared with the parent's start: {why}");
             // Off and on again between the two they would leave no trace; switching them takes a
             // stopped server (up to PostgreSQL 18).
-            let ran_since = client.postmaster_start_time().await? < parent.start_time;
+            let started = source.answers.postmaster_start_time;
+            let ran_since = parent.postmaster_start_time == Some(started);
             Rule::PageLsn {
                 every_change_is_logged: parent.data_checksums
                     && source.control.data_checksums
@@ -359,7 +369,7 @@ async fn baseline(
         }
     };
     Ok(Baseline {
-        members: Members::new(system, parent)?,
+        members: Members::new(system, parent, waiter)?,
         comparison: Comparison {
             start: parent.start_lsn,
             rule,
@@ -371,42 +381,21 @@ async fn baseline(
 
 /// Packs the tree on threads of its own; the manifest is written there, too.
 async fn pack_everything(
-    packer: &Packer,
+    packer: TreePacker,
     tree: Tree,
     jobs: usize,
     baseline: Option<Baseline>,
     mut manifest: StreamedManifest,
 ) -> Result<(Sums, StreamedManifest)> {
-    let (thread, block_size) = (packer.clone(), packer.block_size());
-    packing(packer, move || {
+    blocking(move || {
         let mut sums = Sums::default();
-        thread.pack_tree(&tree, jobs, baseline, |pack| {
-            sums.add(&pack, block_size);
+        packer.pack(&tree, jobs, baseline, |pack| {
+            sums.add_checked(&pack, packer.pages.block_size);
             manifest.add(&pack.files)
         })?;
         Ok((sums, manifest))
     })
     .await
-}
-
-/// Runs `work`, which packs by `packer`, on a thread that may block. Whoever gives this future up
-/// (Ctrl-C) ends all threads of the packer as well.
-async fn packing<T: Send + 'static>(
-    packer: &Packer,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let guard = StopOnDrop(packer);
-    let done = blocking(work).await;
-    std::mem::forget(guard);
-    done
-}
-
-struct StopOnDrop<'a>(&'a Packer);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
 }
 
 fn directory_mode(path: &Path) -> Result<u32> {

@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use super::file;
-use super::packer::{self, DonePack, Packer};
+use super::packer::{self, DonePack, tree::TreePacker};
 use super::scan::Found;
 use crate::config::Compression;
 use crate::error::{Error, Result};
@@ -148,15 +148,15 @@ impl Earlier {
     }
 }
 
-impl Packer {
+impl TreePacker {
     /// Takes a pack over that an unfinished backup left, if the batch, read as a whole, is byte
     /// for byte what is in it. `None`: it is to be packed.
     pub(super) fn take_over(&self, number: u32, batch: &[Found]) -> Result<Option<DonePack>> {
         let Some(first) = batch.first() else {
             return Ok(None);
         };
-        let asked = self.earlier.pack_at(&self.store, &first.member.path);
-        let (pack, earlier) = match self.runtime.block_on(asked) {
+        let asked = self.earlier.pack_at(&self.packer.store, &first.member.path);
+        let (pack, earlier) = match self.packer.waiter.runtime().block_on(asked) {
             Ok(Some((pack, earlier))) if earlier.len() == batch.len() => (pack, earlier),
             Ok(_) => return Ok(None),
             Err(error) => {
@@ -171,12 +171,12 @@ impl Packer {
         let mut read = Vec::new();
         let mut nowhere = |_| Ok(());
         let nowhere: &mut dyn FnMut(Bytes) -> Result<()> = &mut nowhere;
-        let mut looked = PackWriter::only_looking(Arc::clone(&self.frames), nowhere)?;
+        let mut looked = PackWriter::only_looking(Arc::clone(&self.packer.frames), nowhere)?;
         for (found, earlier) in batch.iter().zip(&earlier) {
             if found.member.path != earlier.path || found.member.size != earlier.size {
                 return Ok(None);
             }
-            let passed = |_| self.check_stopped();
+            let passed = |_| self.packer.waiter.check();
             read.push(file::read_into(
                 &mut looked,
                 found.clone(),
@@ -195,10 +195,10 @@ impl Packer {
             now.crc32c = read.map(|read| read.crc32c);
         }
         let taken = self.copy_pack(number, pack, members, read);
-        match self.runtime.block_on(taken) {
+        match self.packer.waiter.runtime().block_on(taken) {
             Ok(Some(done)) => {
                 let bytes = batch.iter().map(|found| found.member.size).sum();
-                self.progress.add(bytes);
+                self.packer.progress.add(bytes);
                 Ok(Some(done))
             }
             Ok(None) => Ok(None),
@@ -222,16 +222,18 @@ impl Packer {
         read: Vec<Option<file::FileRead>>,
     ) -> Result<Option<DonePack>> {
         let key = keys::backup::pack(number);
-        let to = format!("{}/{key}", self.directory);
-        let store = &self.store;
+        let to = format!("{}/{key}", self.packer.directory);
+        let store = &self.packer.store;
         let size = pack.made.size;
         if !store.copy(&pack.key, &to, size).await?
             || store.head(&to).await?.is_none_or(|copy| copy.size != size)
         {
             return Ok(None);
         }
-        let index = self.index(number, &key, size, pack.made.sha256, &members)?;
-        self.put_index(&index).await?;
+        let index = self
+            .packer
+            .index(number, &key, size, pack.made.sha256, &members)?;
+        self.packer.put_index(&index).await?;
         let object = StoredObject {
             key,
             size,

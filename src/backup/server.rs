@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::sql::Client;
@@ -22,6 +24,8 @@ pub struct Source {
 pub struct Answers {
     /// `server_version_num`.
     pub server_version_num: u32,
+    /// When the postmaster started.
+    pub postmaster_start_time: Timestamp,
     /// Configuration files, wherever they lie.
     pub configuration: Vec<PathBuf>,
     /// The versions of the collations that the databases use.
@@ -91,6 +95,7 @@ pub async fn ask(client: &Client) -> Result<Answers> {
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     Ok(Answers {
         server_version_num: client.server_version_num(),
+        postmaster_start_time: client.postmaster_start_time().await?,
         configuration,
         collations: collations(client).await?,
         superuser,

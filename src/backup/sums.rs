@@ -26,6 +26,17 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Adds a finished pack whose pages were just checked, and tells of damaged ones.
+    pub fn add_checked(&mut self, pack: &DonePack, block_size: u32) {
+        for file in &pack.files {
+            let path = file.member.target_path();
+            for block in &file.member.damaged_blocks {
+                tracing::error!("page checksum is wrong: {path} block {block}");
+            }
+        }
+        self.add(pack, block_size);
+    }
+
     /// Adds a finished pack.
     pub fn add(&mut self, pack: &DonePack, block_size: u32) {
         if pack.taken_over {
@@ -40,7 +51,6 @@ impl Sums {
             self.whole_bytes += file.member.target_size(block_size);
             self.damaged_page_count += file.damaged;
             for block in &file.member.damaged_blocks {
-                tracing::error!("page checksum is wrong: {path} block {block}");
                 if self.damaged_pages.len() < NAMED_DAMAGE {
                     self.damaged_pages.push(format!("{path}: block {block}"));
                 }

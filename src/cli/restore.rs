@@ -22,7 +22,7 @@ pub struct RestoreArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub common: Common,
-    /// The data directory to write: empty, or not there yet
+    /// The data directory to write: empty, or not there yet, but for --delta and --force
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     #[command(flatten)]

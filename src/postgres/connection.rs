@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 pub use passfile::Password;
 pub use tls::RootCertificates;
@@ -123,7 +124,28 @@ pub struct Surroundings {
 /// libpq's default on Debian and Red Hat.
 const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
+/// A server that did not answer in time.
+pub(super) fn no_answer(limit: Duration, place: &str) -> Error {
+    let seconds = limit.as_secs();
+    Error::failed(format!("PostgreSQL did not answer within {seconds} s"))
+        .at(place)
+        .hint("is it running, and does a firewall let us through? connect_timeout=SECONDS waits longer")
+        .retryable(true)
+}
+
 impl ConnectionString {
+    /// What the configuration says of the server of `cluster`, with the environment's words.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), and where a secret cannot be read.
+    pub fn of_cluster(cluster: &ClusterConfig) -> Result<Self> {
+        let text = match &cluster.connection {
+            Some(connection) => connection.resolve()?,
+            None => String::new(),
+        };
+        Self::parse(&text, &Surroundings::of_process())
+    }
+
     /// Reads a connection string. Errors name the word that is wrong and never show a value
     /// that may be a secret.
     pub fn parse(text: &str, around: &Surroundings) -> Result<Self> {

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
 use self::wire::{Message, Wire, columns, tag};
-use super::connection::{ConnectionString, Surroundings};
+use super::connection::ConnectionString;
 use super::{Lsn, SystemId, TimelineId};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
@@ -47,12 +47,7 @@ pub struct Identity {
 impl Session {
     /// Connects to the server of `cluster`.
     pub async fn of_cluster(cluster: &ClusterConfig) -> Result<Self> {
-        let text = match &cluster.connection {
-            Some(connection) => connection.resolve()?,
-            None => String::new(),
-        };
-        let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
-        Self::connect(&connection).await
+        Self::connect(&ConnectionString::of_cluster(cluster)?).await
     }
 
     /// Connects to the first host that will do.

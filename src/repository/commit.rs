@@ -3,6 +3,7 @@
 //! from another repository.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -11,9 +12,46 @@ use super::catalogue::Catalogue;
 use super::keys::{BackupId, BackupKind};
 use super::leases::LEASE_TIME;
 use super::marker::Marker;
+use super::tombstones::Tombstone;
 use super::{System, chain, to_json};
 use crate::error::{Error, Result};
 use crate::storage::Created;
+
+/// Why a backup of a chain cannot be relied upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LostLink {
+    /// It is not there any more.
+    Gone(BackupId),
+    /// It is to be deleted, or its WAL is: who wrote it may yet withdraw it for that.
+    Doomed {
+        /// The tombstone's key.
+        tombstone: String,
+        /// What it names.
+        named: String,
+    },
+}
+
+impl LostLink {
+    fn doomed(marker: &Marker, tombstones: &[(String, Tombstone)]) -> Option<Self> {
+        tombstones.iter().find_map(|(key, tombstone)| {
+            Some(Self::Doomed {
+                named: tombstone.names(marker)?,
+                tombstone: key.clone(),
+            })
+        })
+    }
+}
+
+impl fmt::Display for LostLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone(id) => write!(f, "backup {id} is not there any more"),
+            Self::Doomed { tombstone, named } => {
+                write!(f, "{tombstone} says that {named} is to be deleted")
+            }
+        }
+    }
+}
 
 const TAKE_IT_AGAIN: &str =
     "take it again; find out what deletes there, and whether this machine was asleep";
@@ -107,35 +145,71 @@ impl System {
         })
     }
 
-    /// Which of the `links` of a chain is about to be deleted, or gone.
-    pub async fn lost_link(&self, links: &[BackupId]) -> Result<Option<String>> {
-        let tombstones = self.repository().tombstones(self.cluster()).await?;
+    /// Which of the `links` of a chain is gone, or else about to be deleted.
+    pub async fn lost_link(&self, links: &[BackupId]) -> Result<Option<LostLink>> {
+        let tombstones = self.repository().tombstones(self.cluster()).await?.read;
+        let mut doomed = None;
         for id in links {
-            let marker = match self.marker_if_finished(id).await? {
-                Some(marker) => marker?,
-                None => return Ok(Some(format!("backup {id} is not there any more"))),
+            let Some(marker) = self.marker_if_finished(id).await? else {
+                return Ok(Some(LostLink::Gone(id.clone())));
             };
-            // Also where only its WAL is named: who wrote it may yet withdraw it for that.
-            for (key, tombstone) in &tombstones.read {
-                if let Some(named) = tombstone.names(&marker) {
-                    return Ok(Some(format!("{key} says that {named} is to be deleted")));
-                }
-            }
+            doomed = doomed.or(LostLink::doomed(&marker?, &tombstones));
         }
-        Ok(None)
+        Ok(doomed)
     }
 
-    /// What of the chain of an incremental backup is about to be deleted, or gone.
+    /// What of the chain of an incremental backup is gone, or about to be deleted.
     pub async fn lost_chain(&self, marker: &Marker) -> Result<Option<String>> {
         if marker.kind == BackupKind::Full {
             return Ok(None);
         }
+        let tombstones = self.repository().tombstones(self.cluster()).await?.read;
+        self.lost_chain_by(marker, &tombstones).await
+    }
+
+    /// The same by tombstones that were listed a moment ago.
+    async fn lost_chain_by(
+        &self,
+        marker: &Marker,
+        tombstones: &[(String, Tombstone)],
+    ) -> Result<Option<String>> {
+        let mut below = None;
+        loop {
+            let child = below.as_ref().unwrap_or(marker);
+            if child.kind == BackupKind::Full {
+                return Ok(None);
+            }
+            match self.named_parent(child).await? {
+                Some(parent) if LostLink::doomed(&parent, tombstones).is_none() => {
+                    below = Some(parent);
+                }
+                // Another may stand in its place, or in that of one further up, which only all
+                // of them together tell.
+                _ => return self.lost_of_all(marker).await,
+            }
+        }
+    }
+
+    /// The backup that `child` names as its parent.
+    async fn named_parent(&self, child: &Marker) -> Result<Option<Marker>> {
+        let Some(named) = &child.parent else {
+            return Ok(None);
+        };
+        let marker = self.marker_if_finished(&named.id).await?;
+        // Starts go down along a chain: it has an end, whatever markers say.
+        let is_parent =
+            |other: &Marker| other.is_parent_of(child) && other.start_lsn < child.start_lsn;
+        Ok(marker.and_then(Result::ok).filter(is_parent))
+    }
+
+    /// What of the chain is lost, with all finished backups looked at.
+    async fn lost_of_all(&self, marker: &Marker) -> Result<Option<String>> {
         let others = Catalogue::load(self).await?.backups;
         match chain::of(&others, marker) {
             Err(broken) => Ok(Some(broken.to_string())),
             Ok(links) => {
                 let links: Vec<BackupId> = links[1..].iter().map(|l| l.id.clone()).collect();
-                self.lost_link(&links).await
+                Ok(self.lost_link(&links).await?.map(|lost| lost.to_string()))
             }
         }
     }
@@ -143,13 +217,11 @@ impl System {
     /// What keeps a backup from being one. The order matters: a tombstone is taken
     /// away only after what it names is gone.
     async fn what_is_lost(&self, marker: &Marker) -> Result<Option<String>> {
-        let tombstones = self.repository().tombstones(self.cluster()).await?;
-        for (key, tombstone) in &tombstones.read {
-            if let Some(named) = tombstone.names(marker) {
-                return Ok(Some(format!("{key} says that {named} is to be deleted")));
-            }
+        let tombstones = self.repository().tombstones(self.cluster()).await?.read;
+        if let Some(doomed) = LostLink::doomed(marker, &tombstones) {
+            return Ok(Some(doomed.to_string()));
         }
-        if let Some(lost) = self.lost_chain(marker).await? {
+        if let Some(lost) = self.lost_chain_by(marker, &tombstones).await? {
             return Ok(Some(lost));
         }
         self.what_is_missing(marker).await

@@ -92,6 +92,11 @@ pub struct Marker {
     pub files: u64,
     /// Bytes of those files.
     pub plain_bytes: u64,
+    /// When the server's postmaster had started, by its own clock; absent where nothing is ever
+    /// taken on top of the backup. Page checksums can only have been switched since where it is
+    /// another by now (up to PostgreSQL 18).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub postmaster_start_time: Option<Timestamp>,
     /// Bytes of the files that a restore writes; absent where that is `plain_bytes`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub whole_bytes: Option<u64>,
@@ -221,9 +226,18 @@ impl Marker {
 
     /// Whether it was merged from `backup` and its chain, and so is the same as it.
     pub fn is_merged_from(&self, backup: &BackupId) -> bool {
-        let chain = self.other.get(MERGED_FROM);
-        let newest = chain.and_then(|chain| chain.get(0)?.as_str());
+        let newest = self.merged_backup();
         newest.is_some_and(|newest| newest == backup.to_string())
+    }
+
+    /// Whether both were merged from one chain: two that merged at the same moment.
+    pub fn is_same_merge(&self, other: &Marker) -> bool {
+        let newest = self.merged_backup();
+        newest.is_some() && newest == other.merged_backup()
+    }
+
+    fn merged_backup(&self) -> Option<&str> {
+        self.other.get(MERGED_FROM)?.get(0)?.as_str()
     }
 
     /// PostgreSQL's major version.

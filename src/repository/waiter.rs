@@ -2,20 +2,22 @@
 //! is given up at once, also where a store hangs.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 
-/// Tells threads to end. So does dropping it.
+/// Whoever drops it tells the threads of its waiter to end: the future that they work for was
+/// given up (Ctrl-C), or has an error of its own.
 #[derive(Debug)]
-pub struct StopSwitch(watch::Sender<bool>);
+#[must_use = "dropped at once, it ends all threads at once"]
+pub struct StopOnDrop(Waiter);
 
-impl StopSwitch {
-    /// All that wait, and all that look, end with an error.
-    pub fn stop(&self) {
-        self.0.send_replace(true);
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -23,15 +25,17 @@ impl StopSwitch {
 #[derive(Debug, Clone)]
 pub struct Waiter {
     runtime: Handle,
-    stop: watch::Receiver<bool>,
+    stop: Arc<watch::Sender<bool>>,
 }
 
 impl Waiter {
     /// A waiter and what stops it. Must be called inside the runtime.
-    pub fn new() -> (StopSwitch, Self) {
-        let (sender, stop) = watch::channel(false);
-        let runtime = Handle::current();
-        (StopSwitch(sender), Self { runtime, stop })
+    pub fn new() -> (StopOnDrop, Self) {
+        let waiter = Self {
+            runtime: Handle::current(),
+            stop: Arc::new(watch::Sender::new(false)),
+        };
+        (StopOnDrop(waiter.clone()), waiter)
     }
 
     /// The runtime, to start tasks on.
@@ -39,21 +43,25 @@ impl Waiter {
         &self.runtime
     }
 
-    /// An error once the switch was used or is gone.
+    /// All that wait, and all that look, end with an error.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// An error once it was stopped.
     pub fn check(&self) -> Result<()> {
-        if *self.stop.borrow() || self.stop.has_changed().is_err() {
-            return Err(stopped());
+        match *self.stop.borrow() {
+            true => Err(stopped()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Waits on this thread, which must be one that may block.
     pub fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut stop = self.stop.clone();
+        let mut stop = self.stop.subscribe();
         self.runtime.block_on(async {
             tokio::select! {
                 done = work => done,
-                // An error says that the switch is gone.
                 _ = stop.wait_for(|stop| *stop) => Err(stopped()),
             }
         })
@@ -71,16 +79,16 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_store_that_hangs_ends_when_it_is_told_to() {
         for drop_it in [false, true] {
-            let (switch, waiter) = Waiter::new();
+            let (guard, waiter) = Waiter::new();
             waiter.check().unwrap();
             let hanging = tokio::task::spawn_blocking({
                 let waiter = waiter.clone();
                 move || waiter.wait(std::future::pending::<Result<()>>())
             });
             if drop_it {
-                drop(switch);
+                drop(guard);
             } else {
-                switch.stop();
+                waiter.stop();
             }
             assert!(hanging.await.unwrap().is_err());
             assert!(waiter.check().is_err());

@@ -64,8 +64,9 @@ pub struct BackupState {
     pub restorable: bool,
     /// Whether it is restorable and holds no damaged page.
     pub sound: bool,
-    /// Whether it counts by itself: a full one that is sound. Whoever counted incremental ones
-    /// as well could be left without a single full one.
+    /// Whether it counts by itself: a full one that is sound, and of those that were merged from
+    /// one chain the last. Whoever counted incremental ones as well could be left without a
+    /// single full one.
     pub good: bool,
 }
 
@@ -211,6 +212,14 @@ fn judge(backups: &mut [BackupState]) {
         backup.restorable &= whole;
         backup.sound = backup.restorable && marker.damaged_page_count == 0;
         backup.good = backup.sound && marker.kind == BackupKind::Full;
+    }
+    // One full backup is not two because it was merged twice.
+    for at in 1..backups.len() {
+        let (before, behind) = backups.split_at_mut(at);
+        if let Some(backup) = before.last_mut() {
+            let mut behind = behind.iter();
+            backup.good &= !behind.any(|one| one.good && one.marker.is_same_merge(&backup.marker));
+        }
     }
 }
 

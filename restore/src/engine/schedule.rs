@@ -37,7 +37,7 @@ pub(super) struct Split {
     pub(super) path: PathBuf,
     pub(super) whole: Arc<ChainFile>,
     /// What is known of each part that is written: its digest and its CRC-32C.
-    pub(super) parts: Mutex<Vec<Option<(Subtree, u32)>>>,
+    pub(super) parts: Mutex<Vec<Option<(Option<Subtree>, u32)>>>,
     pub(super) left: AtomicUsize,
 }
 

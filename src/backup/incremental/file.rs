@@ -8,18 +8,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{Basis, Changed, Known, NAMED_BLOCKS, is_mostly, runs};
-use crate::backup::file::{FileRead, Pages};
+use super::{Basis, Changed, Known, is_mostly, runs};
+use crate::backup::file::FileRead;
+use crate::backup::pages::{Damage, Pages};
 use crate::backup::scan::{self, Found};
 use crate::digest::{PlainDigest, PlainHasher};
 use crate::error::{IoContext, Result};
-use crate::postgres::checksum::{self, PageVerdict};
 use crate::postgres::incremental::{IncrementalHeader, incremental_path};
-use crate::postgres::layout::RelationFile;
 use crate::postgres::page;
 use crate::repository::index::Increment;
 use crate::repository::pack::PackWriter;
@@ -128,13 +126,6 @@ struct Source<'a> {
     first: u32,
 }
 
-#[derive(Default)]
-struct Damage {
-    /// Counted in the whole relation.
-    blocks: Vec<u32>,
-    count: u64,
-}
-
 impl<'a> Source<'a> {
     /// `None`: it vanished since the scan.
     fn open(found: &'a Found, pages: Pages) -> Result<Option<Self>> {
@@ -142,13 +133,11 @@ impl<'a> Source<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => file.on("open", &found.source)?,
         };
-        let relation = RelationFile::parse(Path::new(&found.member.path));
-        let segment = relation.map_or(0, |relation| relation.segment);
         Ok(Some(Self {
             file,
             found,
             pages,
-            first: segment.wrapping_mul(pages.blocks_per_file),
+            first: pages.first_block(&found.member.path).unwrap_or(0),
         }))
     }
 
@@ -266,10 +255,7 @@ impl<'a> Source<'a> {
         let size = self.pages.block_size as usize;
         for (block, page) in (first..).zip(bytes.chunks_exact_mut(size)) {
             if self.is_damaged(block, page)? {
-                damage.count += 1;
-                if damage.blocks.len() < NAMED_BLOCKS {
-                    damage.blocks.push(self.first.wrapping_add(block));
-                }
+                damage.add(self.first.wrapping_add(block));
             }
         }
         Ok(())
@@ -278,21 +264,12 @@ impl<'a> Source<'a> {
     /// Whether a page's checksum is wrong, also when the page is read again: the server may have
     /// been writing it.
     fn is_damaged(&self, block: u32, page: &mut [u8]) -> Result<bool> {
-        if !self.pages.checksums {
-            return Ok(false);
-        }
         let number = self.first.wrapping_add(block);
-        let is_wrong = |page: &[u8]| {
-            matches!(
-                checksum::verify_page(page, number, self.pages.backup_start),
-                PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
-            )
-        };
-        if !is_wrong(page) {
+        if !self.pages.is_damaged(page, number) {
             return Ok(false);
         }
         self.read_blocks(block, page)?;
-        Ok(is_wrong(page))
+        Ok(self.pages.is_damaged(page, number))
     }
 }
 

@@ -13,19 +13,16 @@ mod tests;
 
 use std::path::Path;
 
+use super::pages::NAMED_BLOCKS;
 use super::scan::Found;
 use crate::digest::PlainDigest;
 use crate::error::Result;
 use crate::postgres::Lsn;
 use crate::postgres::layout::{Fork, RelationFile};
 use crate::postgres::wal_summary::BlockChanges;
+use crate::repository::chain::members::Members;
 use crate::repository::index::{FileIdentity, Member, MemberKind};
 use crate::repository::marker::ChangeRule;
-use crate::repository::members::Members;
-
-/// The index names at most this many damaged blocks of a file: where it names so many there may
-/// be more.
-pub const NAMED_BLOCKS: usize = 1000;
 
 /// What is known of a file before it is read.
 #[derive(Debug, Clone, Default)]
@@ -120,7 +117,7 @@ impl Baseline {
             return Ok(Basis::Nothing);
         };
         Ok(match self.members.find(&found.member.path)? {
-            Some(parent) => self.comparison.basis(&relation, found.member.size, parent),
+            Some((_, parent)) => self.comparison.basis(&relation, found.member.size, parent),
             None => Basis::Nothing,
         })
     }

@@ -162,7 +162,7 @@ fn why_not(
         == (control.block_size, control.catalog_version);
     let holds = |lsn| history.contains(candidate.timeline, lsn);
     if !candidate.in_order {
-        Some("an older version took it, whose files are in no order".to_owned())
+        Some("it came over the replication protocol, and its files are in no order".to_owned())
     } else if !same_pages {
         Some("it is of another version or block size".to_owned())
     } else if candidate.data_checksums != control.data_checksums {
@@ -221,7 +221,7 @@ impl Base {
             None => Ok(()),
             Some(lost) => Err(Error::failed("the parent was deleted a moment ago")
                 .at(system.place())
-                .because(lost)
+                .because(lost.to_string())
                 .hint("take the backup again")),
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::backup::file::Pages;
+use crate::backup::pages::Pages;
 use crate::backup::scan;
 use crate::config::Compression;
 use crate::postgres::checksum;
@@ -18,7 +18,7 @@ use crate::repository::codec;
 use crate::repository::pack::PackWriter;
 
 const BLOCK: usize = 8192;
-const PATH: &str = "base/5/16384";
+const BLOCKS_PER_FILE: u32 = 131_072;
 const NO_LIMIT: u32 = u32::MAX;
 
 /// What may happen to a file between two links.
@@ -58,6 +58,8 @@ fn event() -> impl Strategy<Value = Event> {
 /// The file as it is, what WAL tells of it, and how it is read.
 struct World {
     directory: tempfile::TempDir,
+    /// Which file of the relation it is.
+    segment: u32,
     pages: Vec<Vec<u8>>,
     lsn: u64,
     checksums: bool,
@@ -75,8 +77,13 @@ struct Link {
 
 impl World {
     fn new(blocks: u32, checksums: bool) -> Self {
+        Self::of_segment(0, blocks, checksums)
+    }
+
+    fn of_segment(segment: u32, blocks: u32, checksums: bool) -> Self {
         let mut world = Self {
             directory: tempfile::tempdir().unwrap(),
+            segment,
             pages: Vec::new(),
             lsn: 1000,
             checksums,
@@ -86,6 +93,11 @@ impl World {
         };
         world.happen(&Event::Extend(blocks));
         world
+    }
+
+    /// The relation's block with which the file begins.
+    fn first(&self) -> u32 {
+        self.segment * BLOCKS_PER_FILE
     }
 
     fn path(&self) -> PathBuf {
@@ -104,7 +116,7 @@ impl World {
 
     fn seal(&self, block: u32, page: &mut [u8]) {
         if self.checksums {
-            let sum = checksum::page_checksum(page, block);
+            let sum = checksum::page_checksum(page, self.first() + block);
             page[8..10].copy_from_slice(&sum.to_le_bytes());
         }
     }
@@ -180,7 +192,11 @@ impl World {
     fn take(&mut self, parent: Option<&Link>, by_summaries: bool) -> Link {
         self.lsn += 10;
         let metadata = std::fs::metadata(self.path()).unwrap();
-        let mut member = scan::member(Path::new(PATH), &metadata).unwrap();
+        let path = match self.segment {
+            0 => "base/5/16384".to_owned(),
+            segment => format!("base/5/16384.{segment}"),
+        };
+        let mut member = scan::member(Path::new(&path), &metadata).unwrap();
         member.kind = MemberKind::File;
         member.size = metadata.len();
         member.identity = Some(scan::identity(&metadata));
@@ -194,7 +210,7 @@ impl World {
                 start: parent.start,
                 rule: self.rule(by_summaries),
                 block_size: BLOCK as u32,
-                blocks_per_file: 131_072,
+                blocks_per_file: BLOCKS_PER_FILE,
             };
             let relation = Comparison::applies_to(&found).unwrap();
             let parent = parent.member.clone();
@@ -205,7 +221,7 @@ impl World {
         let start = Lsn(self.lsn);
         let pages = Pages {
             block_size: BLOCK as u32,
-            blocks_per_file: 131_072,
+            blocks_per_file: BLOCKS_PER_FILE,
             checksums: self.checksums,
             backup_start: start,
         };
@@ -240,7 +256,13 @@ impl World {
                 every_change_is_logged: self.checksums,
             };
         }
-        let mut entries = vec![([1663, 5, 16384, 0, self.limit], self.logged.clone())];
+        let first = self.first();
+        let limit = match self.limit {
+            NO_LIMIT => NO_LIMIT,
+            limit => first + limit,
+        };
+        let logged = self.logged.iter().map(|block| first + block).collect();
+        let mut entries = vec![([1663, 5, 16384, 0, limit], logged)];
         if self.database_made {
             entries.push(([1663, 5, 0, 0, 0], BTreeSet::new()));
         }
@@ -262,7 +284,7 @@ fn combine(links: &[Link]) -> Vec<Vec<u8>> {
                     let page = link.bytes.get(at..at + BLOCK);
                     return page.map_or(vec![0; BLOCK], <[u8]>::to_vec);
                 };
-                let header = IncrementalHeader::parse(&link.bytes, 131_072).unwrap();
+                let header = IncrementalHeader::parse(&link.bytes, BLOCKS_PER_FILE).unwrap();
                 assert_eq!(runs(&header.blocks), increment.blocks);
                 if let Ok(at) = header.blocks.binary_search(&block) {
                     let size = IncrementalHeader::size(header.blocks.len(), BLOCK as u32);
@@ -282,10 +304,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_happens_to_a_file_its_chain_makes_the_same_bytes(
-        blocks in 1u32..40, checksums: bool, by_summaries: bool,
+        segment in 0u32..2, blocks in 1u32..40, checksums: bool, by_summaries: bool,
         links in prop::collection::vec(prop::collection::vec(event(), 0..6), 1..5)
     ) {
-        let mut world = World::new(blocks, checksums);
+        let mut world = World::of_segment(segment, blocks, checksums);
         let mut chain = vec![world.take(None, false)];
         for events in &links {
             events.iter().for_each(|event| world.happen(event));
@@ -331,12 +353,12 @@ fn without_page_checksums_pages_that_were_marked_all_visible_are_copied() {
 
 #[test]
 fn a_damaged_page_is_copied_and_marked_and_copied_once_more_when_it_has_healed() {
-    let mut world = World::new(20, true);
+    let mut world = World::of_segment(1, 20, true);
     let full = world.take(None, false);
     let sound = world.pages.clone();
     world.happen(&Event::Damage(4));
     let damaged = world.take(Some(&full), false);
-    assert_eq!(damaged.member.damaged_blocks, [4]);
+    assert_eq!(damaged.member.damaged_blocks, [BLOCKS_PER_FILE + 4]);
     assert_eq!(damaged.member.increment.as_ref().unwrap().blocks, [[4, 1]]);
     world.pages = sound;
     world.write();

@@ -13,20 +13,17 @@ use jiff::Timestamp;
 use super::agreement::Agreement;
 use super::belongs;
 use super::pieces::{Part, Pieces};
-use crate::backup::file::{FileRead, Pages};
+use crate::backup::file::FileRead;
 use crate::backup::packer::{DonePack, Finishing, Pack, Packer};
+use crate::backup::pages::{Damage, Pages};
 use crate::backup::scan::{BATCH_BYTES, BATCH_MEMBERS};
 use crate::error::{Error, Result};
-use crate::postgres::checksum::{self, PageVerdict};
-use crate::postgres::layout::{self, EntryKind, RelationFile};
+use crate::postgres::layout::{self, EntryKind};
 use crate::postgres::{Lsn, TimelineId};
 use crate::repository::index::{Member, MemberKind};
 
 /// Bytes that are read at once; a multiple of every page size.
 const READ_SIZE: usize = 256 << 10;
-
-/// At most this many damaged blocks are named for one file.
-const NAMED_BLOCKS: usize = 1000;
 
 /// backup_label and pg_control are small; a tablespace_map has a line for each tablespace.
 const LARGEST_KEPT: u64 = 16 << 20;
@@ -282,9 +279,8 @@ fn copy(
         return Ok(None);
     }
     let (path, mut left) = (member.path.clone(), member.size);
-    let relation = RelationFile::parse(Path::new(&path)).filter(|_| pages.checksums);
-    let mut next_block = relation.map(|file| file.segment.wrapping_mul(pages.blocks_per_file));
-    let (mut damaged, mut damaged_count, mut crc32c) = (Vec::new(), 0, 0);
+    let mut next_block = pages.first_block(&path).filter(|_| pages.checksums);
+    let (mut damage, mut crc32c) = (Damage::default(), 0);
     let mut buffer = vec![0; READ_SIZE.min(left as usize)];
     pack.begin_file(member)?;
     while left > 0 {
@@ -294,15 +290,8 @@ fn copy(
             .map_err(|error| cut_off(&path).because(error))?;
         if let Some(next) = &mut next_block {
             for page in bytes.chunks_exact(pages.block_size as usize) {
-                let verdict = checksum::verify_page(page, *next, pages.backup_start);
-                if matches!(
-                    verdict,
-                    PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
-                ) {
-                    damaged_count += 1;
-                    if damaged.len() < NAMED_BLOCKS {
-                        damaged.push(*next);
-                    }
+                if pages.is_damaged(page, *next) {
+                    damage.add(*next);
                 }
                 *next = next.wrapping_add(1);
             }
@@ -312,11 +301,9 @@ fn copy(
         left -= bytes.len() as u64;
         packer.passed(bytes.len() as u64)?;
     }
-    pack.end_file(damaged)?;
-    Ok(Some(FileRead {
-        crc32c,
-        damaged: damaged_count,
-    }))
+    pack.end_file(damage.blocks)?;
+    let damaged = damage.count;
+    Ok(Some(FileRead { crc32c, damaged }))
 }
 
 fn unreadable(error: std::io::Error) -> Error {

@@ -16,12 +16,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::ending::{self, Ending};
-use super::file::Pages;
 use super::manifest::StreamedManifest;
 use super::packer::{DonePack, Packer};
+use super::pages::Pages;
 use super::server::{self, Answers};
 use super::sums::Sums;
-use super::{Settings, Taken, blocking, last, packing, standby};
+use super::{Settings, Taken, blocking, last, standby};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::label::BackupLabel;
@@ -34,6 +34,7 @@ use crate::progress::Progress;
 use crate::repository::keys::{BackupId, BackupKind};
 use crate::repository::leases::Work;
 use crate::repository::marker::Marker;
+use crate::repository::waiter::Waiter;
 use crate::repository::{Repository, System};
 
 use archive::{Kept, Streamed};
@@ -156,12 +157,13 @@ async fn run(
     let sent = backup.tablespaces().iter().map(|sent| sent.size).sum();
     let progress = Progress::new("backup", Some(sent));
     let directory = system.keys().backup(&id);
+    let (_stop, waiter) = Waiter::new();
     let packer = Packer::new(
         repository.store(),
         directory.clone(),
         settings.compression,
-        pages,
         progress.clone(),
+        waiter,
     );
     let mut manifest = StreamedManifest::new(
         repository.store(),
@@ -172,11 +174,11 @@ async fn run(
     )?;
     let pieces = Pieces::of(backup);
     let (thread, jobs) = (packer.clone(), settings.jobs);
-    let (streamed, mut sums, mut manifest) = packing(&packer, move || {
+    let (streamed, mut sums, mut manifest) = blocking(move || {
         let mut sums = Sums::default();
         let streamed = thread.with_helpers(jobs, || {
             archive::pack_all(&thread, pieces, pages, |pack| {
-                sums.add(&pack, pages.block_size);
+                sums.add_checked(&pack, pages.block_size);
                 manifest.add(&pack.files)
             })
         })?;
@@ -215,7 +217,7 @@ async fn run(
         .await?
     };
     progress.clear();
-    sums.add(&pack, control.block_size);
+    sums.add_checked(&pack, control.block_size);
     sums.objects.push(manifest);
 
     let ending = Ending {

@@ -3,10 +3,10 @@
 
 use crate::error::Result;
 use crate::repository::System;
-use crate::repository::chain;
+use crate::repository::chain::{self, members::Members};
 use crate::repository::keys::BackupKind;
 use crate::repository::marker::Marker;
-use crate::repository::members::Members;
+use crate::repository::waiter::Waiter;
 
 use super::blocking;
 use super::finding::{Finding, Kind, NAMED};
@@ -43,7 +43,8 @@ pub(super) async fn check_files(
         Some(_) => Kind::Chain,
         None => Kind::Inconsistent,
     };
-    let opened = open(system, marker, parent.as_ref());
+    let (_stop, waiter) = Waiter::new();
+    let opened = open(system, marker, parent.as_ref(), &waiter);
     let joined = match opened {
         Ok((files, below)) => blocking(move || Ok(join(files, below))).await,
         Err(error) => return vec![of_error(key, &error, kind)],
@@ -71,10 +72,11 @@ fn open(
     system: &System,
     marker: &Marker,
     parent: Option<&Marker>,
+    waiter: &Waiter,
 ) -> Result<(Members, Option<Members>)> {
-    let files = Members::new(system, marker)?;
+    let files = Members::new(system, marker, waiter)?;
     let below = parent
-        .map(|parent| Members::new(system, parent))
+        .map(|parent| Members::new(system, parent, waiter))
         .transpose()?;
     Ok((files, below))
 }
@@ -83,7 +85,7 @@ fn open(
 fn join(files: Members, mut below: Option<Members>) -> Result<Vec<String>> {
     let mut baseless = Vec::new();
     for located in files {
-        let member = located?.member;
+        let (_, member) = located?;
         let Some(below) = &mut below else { continue };
         if member.increment.is_some() && below.find(&member.target_path())?.is_none() {
             baseless.push(member.path);

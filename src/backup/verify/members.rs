@@ -9,8 +9,9 @@ use crate::repository::index::{Member, MemberKind};
 use crate::repository::pack::FRAME_SIZE;
 use crate::repository::seek_table::SeekTable;
 
+use super::checker::PageChecker;
 use super::finding::{Finding, Kind, NAMED, ranges};
-use super::pages::{PageChecker, Pages};
+use crate::backup::pages::Pages;
 
 /// Between two files lie headers and names of directories: 16,384 of them at the most, in any
 /// pack that was ever written.

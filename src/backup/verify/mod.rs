@@ -6,12 +6,12 @@
 //! job one index as it is stored, one seek table and one frame.
 
 mod chain;
+mod checker;
 mod finding;
 mod frames;
 mod manifest;
 mod members;
 mod pack;
-mod pages;
 #[cfg(test)]
 mod tests;
 mod wal;
@@ -34,8 +34,8 @@ use crate::repository::{System, codec};
 use crate::storage::ObjectStream;
 use crate::wal::object::Trouble;
 
+use super::pages::Pages;
 use members::FoldedFiles;
-use pages::Pages;
 
 pub use finding::{Finding, Kind, NAMED};
 

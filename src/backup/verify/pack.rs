@@ -19,8 +19,8 @@ use crate::wal::object::Trouble;
 use super::finding::{Finding, Kind};
 use super::frames::{Frames, HashedObject};
 use super::members::{Walked, Walker};
-use super::pages::Pages;
 use super::{Backup, blocking};
+use crate::backup::pages::Pages;
 
 /// Reads and checks a pack. Memory: its index as it is stored, its seek table, one frame.
 pub(super) async fn check(

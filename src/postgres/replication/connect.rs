@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::wire::{ServerMessage, Stream, Wire, tag};
 use crate::error::{Error, Result};
 use crate::postgres::connection::{
-    ConnectionString, Endpoint, Host, Password, SslMode, TargetSession, tls,
+    self, ConnectionString, Endpoint, Host, Password, SslMode, TargetSession, tls,
 };
 
 /// Whether an attempt uses TLS.
@@ -47,11 +47,7 @@ pub(super) async fn connect_to(to: &ConnectionString, host: &Host) -> Result<Wir
             Ok(Err(refused)) if refused.other_way && i + 1 < attempts.len() => {}
             Ok(Err(refused)) => return Err(refused.error),
             Err(_) => {
-                let seconds = limit.as_secs();
-                return Err(Error::failed(format!("PostgreSQL did not answer within {seconds} s"))
-                    .at(&place)
-                    .hint("is it running, and does a firewall let us through? connect_timeout=SECONDS waits longer")
-                    .retryable(true));
+                return Err(connection::no_answer(limit, &place));
             }
         }
     }

@@ -6,6 +6,7 @@ use std::io::Read;
 
 use super::base_backup::{Piece, Request};
 use super::*;
+use crate::postgres::connection::Surroundings;
 use crate::postgres::control::ControlFile;
 use crate::postgres::manifest::read_manifest;
 use crate::postgres::testing::Server;

@@ -10,7 +10,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::Client;
 use crate::error::{Error, Result};
 use crate::postgres::connection::{
-    ConnectionString, Endpoint, Host, Password, SslMode, TargetSession, tls,
+    self, ConnectionString, Endpoint, Host, Password, SslMode, TargetSession, tls,
 };
 
 /// Runs first in every session. Time-outs that an administrator set for applications would
@@ -40,11 +40,7 @@ pub(super) async fn connect_to(to: &ConnectionString, host: &Host) -> Result<Cli
             Ok(Err(Attempt::Hopeless(error))) => return Err(error.at(&place)),
             Ok(Err(Attempt::Failed(error))) => error,
             Err(_) => {
-                let seconds = limit.as_secs();
-                return Err(Error::failed(format!("PostgreSQL did not answer within {seconds} s"))
-                    .at(&place)
-                    .hint("is it running, and does a firewall let us through? connect_timeout=SECONDS waits longer")
-                    .retryable(true));
+                return Err(connection::no_answer(limit, &place));
             }
         };
         // The other way is worth a try where TLS or its absence may be what was refused.

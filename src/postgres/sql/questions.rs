@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::Client;
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
-use crate::postgres::connection::{ConnectionString, Surroundings};
+use crate::postgres::connection::ConnectionString;
 use crate::postgres::{Lsn, SegmentSize, SystemId};
 
 /// Where a primary's WAL stands, and what has been written to it; see
@@ -74,12 +74,7 @@ impl Client {
 
     /// Connects to the server of `cluster`.
     pub async fn of_cluster(cluster: &ClusterConfig) -> Result<Self> {
-        let text = match &cluster.connection {
-            Some(connection) => connection.resolve()?,
-            None => String::new(),
-        };
-        let connection = ConnectionString::parse(&text, &Surroundings::of_process())?;
-        Self::connect(&connection).await
+        Self::connect(&ConnectionString::of_cluster(cluster)?).await
     }
 
     /// Writes a logical message with this prefix into the WAL, in a transaction of its own.

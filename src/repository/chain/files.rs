@@ -149,9 +149,19 @@ impl ChainFile {
         self.layers.first().is_some_and(|layer| layer.pack.is_last)
     }
 
-    /// Whether it is put together from several backups.
-    pub fn is_reconstructed(&self) -> bool {
-        self.layers.len() > 1
+    /// Compares the digest of what was read of it with the index's.
+    ///
+    /// # Errors
+    /// It is another. (A file that is put together from several backups has none: each frame
+    /// had its checksum.)
+    pub fn verify(&self, found: PlainDigest) -> Result<()> {
+        match self.digest {
+            Some(digest) if digest != found => Err(Error::failed(format!(
+                "the backup is damaged: {} has another digest than the index says",
+                self.path
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Where these bytes of the file are stored, ascending. What lies between is zeros. The

@@ -160,7 +160,7 @@ async fn back_up(system: &System, files: &Files, parent: Option<(&Marker, &Files
 
 /// All files that the chain makes, read in parts of `part` blocks.
 async fn read_back(system: &System, chain: &[&Marker], part: u64) -> BTreeMap<String, Vec<u8>> {
-    let (_switch, waiter) = Waiter::new();
+    let (_stop, waiter) = Waiter::new();
     let join = Join::new(system, chain, &waiter).unwrap();
     let store = system.store().clone();
     let read = tokio::task::spawn_blocking(move || {
@@ -258,7 +258,7 @@ async fn only_the_frames_of_blocks_that_are_needed_are_fetched() {
     (changed[0], changed[8999]) = (0, 0);
     let later = Files::from([("base/5/1".to_owned(), changed)]);
     let child = back_up(&system, &later, Some((&full, &files))).await;
-    let (_switch, waiter) = Waiter::new();
+    let (_stop, waiter) = Waiter::new();
     let join = Join::new(&system, &[&child, &full], &waiter).unwrap();
     let store = system.store().clone();
     let fetched = tokio::task::spawn_blocking(move || {
@@ -291,7 +291,7 @@ async fn a_file_that_no_older_backup_holds_whole_is_an_error_that_names_it() {
     let other = Files::from([("base/5/2".to_owned(), vec![0; 3])]);
     let full = back_up(&system, &other, None).await;
     let child = back_up(&system, &files, Some((&full, &files))).await;
-    let (_switch, waiter) = Waiter::new();
+    let (_stop, waiter) = Waiter::new();
     for chain in [vec![&child], vec![&child, &full]] {
         let join = Join::new(&system, &chain, &waiter).unwrap();
         let failed = tokio::task::spawn_blocking(move || {

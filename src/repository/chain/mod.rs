@@ -3,6 +3,7 @@
 pub mod files;
 pub mod frames;
 pub mod join;
+pub mod members;
 pub mod read;
 pub mod walk;
 

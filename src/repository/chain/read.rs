@@ -7,12 +7,25 @@ use std::time::Duration;
 
 use super::files::{ChainFile, Extent};
 use super::frames::{Ahead, Cursor, Run, frames_of};
+use crate::digest::PlainDigest;
 use crate::error::{Error, Result};
 use crate::repository::waiter::Waiter;
 use crate::storage::Store;
 
 /// What lies between extents, in pieces.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What is fetched ahead of the backup that most is read from: nearly always the full one.
+const MOST: Ahead = Ahead {
+    range: 4 << 20,
+    requests: 3,
+};
+
+/// And of each of the others of a chain.
+const LESS: Ahead = Ahead {
+    range: 1 << 20,
+    requests: 2,
+};
 
 /// Consecutive bytes of a file, with where they are stored.
 #[derive(Debug)]
@@ -86,18 +99,16 @@ impl Reader {
                 }),
             }
         }
-        // Every backup of a chain has its own.
-        let ahead = match wanted.len() {
-            0 | 1 => Ahead {
-                range: 4 << 20,
-                requests: 3,
-            },
-            _ => Ahead {
-                range: 1 << 20,
-                requests: 2,
-            },
+        let frames = |runs: &Vec<Run>| -> u64 {
+            let counts = runs.iter().map(|run| run.frames.end - run.frames.start);
+            counts.map(u64::from).sum()
         };
+        let most = wanted.iter().map(frames).max();
         let cursors = wanted.into_iter().map(|runs| {
+            let ahead = match Some(frames(&runs)) == most {
+                true => MOST,
+                false => LESS,
+            };
             let some = !runs.is_empty();
             some.then(|| Cursor::new(store, waiter, runs, ahead))
                 .transpose()
@@ -105,6 +116,17 @@ impl Reader {
         Ok(Self {
             cursors: cursors.collect::<Result<_>>()?,
         })
+    }
+
+    /// A small file whole, verified.
+    pub fn read_small(&mut self, part: &Part) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.read(part, &mut |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        part.file.verify(PlainDigest::of(&content))?;
+        Ok(content)
     }
 
     /// Hands over the bytes of `part`, in order and all of them. Parts must be asked for in the

@@ -1,6 +1,6 @@
 //! All that a backup holds, pack after pack: its directories and its last pack as well, and also
-//! where a backup is in no order. Memory is one index and the stored bytes of the next, which is fetched
-//! meanwhile.
+//! where a backup is in no order. Memory is one index and the stored bytes of the next three, which are
+//! fetched meanwhile.
 
 use std::collections::VecDeque;
 use std::io::{BufReader, Read};
@@ -21,6 +21,9 @@ use crate::storage::Store;
 
 /// An index may be this large once it is opened: 16,384 members of a pack at the most.
 const LARGEST_INDEX: u64 = 256 << 20;
+
+/// Indexes that are fetched at once: a store answers after milliseconds, and one is read in less.
+const AHEAD: usize = 3;
 
 /// A pack of a backup.
 #[derive(Debug)]
@@ -106,7 +109,7 @@ pub struct Walk {
     directory: String,
     /// What is still to come, the pack and its index.
     packs: VecDeque<(Arc<Pack>, StoredObject)>,
-    fetching: Option<(Arc<Pack>, JoinHandle<Result<Bytes>>)>,
+    fetching: VecDeque<(Arc<Pack>, JoinHandle<Result<Bytes>>)>,
     current: Option<(Arc<Pack>, Lines)>,
 }
 
@@ -132,19 +135,31 @@ impl Walk {
             waiter: waiter.clone(),
             directory,
             packs,
-            fetching: None,
+            fetching: VecDeque::new(),
             current: None,
         };
-        members.fetch_next();
+        members.fetch_ahead();
         Ok(members)
     }
 
-    fn fetch_next(&mut self) {
-        self.fetching = self.packs.pop_front().map(|(pack, index)| {
+    fn fetch_ahead(&mut self) {
+        while self.fetching.len() < AHEAD
+            && let Some((pack, index)) = self.packs.pop_front()
+        {
             let (system, directory) = (self.system.clone(), self.directory.clone());
             let fetch = async move { system.object_of(&directory, &index).await };
-            (pack, self.waiter.runtime().spawn(fetch))
-        });
+            let fetch = self.waiter.runtime().spawn(fetch);
+            self.fetching.push_back((pack, fetch));
+        }
+    }
+
+    /// Nothing comes any more.
+    pub(super) fn end(&mut self) {
+        self.packs.clear();
+        self.current = None;
+        for (_, fetch) in self.fetching.drain(..) {
+            fetch.abort();
+        }
     }
 
     fn try_next(&mut self) -> Result<Option<(Arc<Pack>, Member)>> {
@@ -154,14 +169,14 @@ impl Walk {
             {
                 return Ok(Some((Arc::clone(pack), member?)));
             }
-            let Some((pack, fetching)) = self.fetching.take() else {
+            let Some((pack, fetching)) = self.fetching.pop_front() else {
                 return Ok(None);
             };
             let stored = self.waiter.wait(async {
                 let fetched = fetching.await;
                 fetched.map_err(|error| Error::failed("a fetch of an index died").because(error))?
             })?;
-            self.fetch_next();
+            self.fetch_ahead();
             self.current = Some((Arc::clone(&pack), self.lines(&pack, stored)?));
         }
     }
@@ -191,9 +206,7 @@ impl Iterator for Walk {
         let next = self.try_next();
         if next.is_err() {
             // What follows an error is of no use.
-            self.packs.clear();
-            self.fetching = None;
-            self.current = None;
+            self.end();
         }
         next.transpose()
     }
@@ -201,9 +214,7 @@ impl Iterator for Walk {
 
 impl Drop for Walk {
     fn drop(&mut self) {
-        if let Some((_, fetching)) = &self.fetching {
-            fetching.abort();
-        }
+        self.end();
     }
 }
 
@@ -212,12 +223,12 @@ impl System {
     pub async fn object_of(&self, directory: &str, object: &StoredObject) -> Result<Bytes> {
         let key = format!("{directory}/{}", object.key);
         let fetched = self.store().get_limited(&key, object.size).await?;
-        let bytes = fetched.ok_or_else(|| missing(&object.key, self.place()))?;
+        let bytes = fetched.ok_or_else(|| missing(&key, self.place()))?;
         let found = StoredDigest::of(&bytes);
         if found != object.sha256 {
             return Err(Error::failed(format!(
-                "{} is damaged: its SHA-256 is {found}, {} was written",
-                object.key, object.sha256
+                "{key} is damaged: its SHA-256 is {found}, {} was written",
+                object.sha256
             ))
             .at(self.place()));
         }
@@ -230,5 +241,5 @@ fn missing(key: &str, place: impl std::fmt::Display) -> Error {
         "{key} is named by the backup and is not in the store"
     ))
     .at(place)
-    .hint("the backup is incomplete; choose another with --backup, or another --repository")
+    .hint("the backup is incomplete: choose another, or another repository")
 }

@@ -1,32 +1,11 @@
 //! The pages of one relation's file as they pass: whole files, and the blocks of incremental
 //! ones behind their header.
 
-use std::path::Path;
-
-use crate::postgres::Lsn;
-use crate::postgres::checksum::{self, PageVerdict};
+use crate::backup::pages::{NAMED_BLOCKS, Pages};
 use crate::postgres::incremental::IncrementalHeader;
-use crate::postgres::layout::RelationFile;
 use crate::repository::index::Member;
 
 use super::finding::NAMED;
-
-/// A file's line in an index names at most this many damaged blocks: what is behind the last of
-/// them may be known, too.
-const NAMED_IN_INDEX: usize = 1000;
-
-/// What the pages of a backup look like.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pages {
-    /// Bytes of a page.
-    pub(super) block_size: u32,
-    /// Pages in one file of a relation.
-    pub(super) blocks_per_file: u32,
-    /// Whether they carry checksums.
-    pub(super) checksums: bool,
-    /// Pages with an LSN from here on may be torn; WAL replaces them.
-    pub(super) backup_start: Lsn,
-}
 
 /// Checks one file.
 pub(super) struct PageChecker {
@@ -61,13 +40,12 @@ impl PageChecker {
     /// For the file of `member`; `None` where it has no pages, or they have no checksums.
     /// Headers of incremental files are compared in any case.
     pub(super) fn of(member: &Member, pages: Pages) -> Option<Self> {
-        let relation = RelationFile::parse(Path::new(&*member.target_path()));
-        let with_checksums = relation.is_some() && pages.checksums;
+        let first = pages.first_block(&member.target_path());
+        let with_checksums = first.is_some() && pages.checksums;
         if !with_checksums && member.increment.is_none() {
             return None;
         }
-        let segment = relation.map_or(0, |relation| relation.segment);
-        let first = segment.wrapping_mul(pages.blocks_per_file);
+        let first = first.unwrap_or(0);
         let (header_left, blocks): (u64, Box<dyn Iterator<Item = u32> + Send>) = match &member
             .increment
         {
@@ -132,12 +110,7 @@ impl PageChecker {
             return;
         };
         self.checked += 1;
-        let verdict = checksum::verify_page(page, block, self.pages.backup_start);
-        let is_wrong = matches!(
-            verdict,
-            PageVerdict::Bad { .. } | PageVerdict::NewButNotZero
-        );
-        if !is_wrong || self.is_known(block) {
+        if !self.pages.is_damaged(page, block) || self.is_known(block) {
             return;
         }
         self.wrong_count += 1;
@@ -147,8 +120,8 @@ impl PageChecker {
     }
 
     fn is_known(&self, block: u32) -> bool {
-        let behind_the_named = self.known.len() >= NAMED_IN_INDEX
-            && self.known.last().is_some_and(|last| block > *last);
+        let behind_the_named =
+            self.known.len() >= NAMED_BLOCKS && self.known.last().is_some_and(|last| block > *last);
         behind_the_named || self.known.contains(&block)
     }
 
@@ -180,6 +153,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::postgres::{Lsn, checksum};
     use crate::repository::index::{Increment, MemberKind};
 
     const PAGES: Pages = Pages {
