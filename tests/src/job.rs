@@ -57,18 +57,21 @@ impl Job {
     /// Completes a call with this job's environment, runs it and remembers what it said.
     #[track_caller]
     pub fn run(&self, call: Call) -> Output {
-        let output = call
-            .with(|mut run| {
-                for (name, value) in &self.environment {
-                    run = run.env(name, value);
-                }
-                run.timeout(Duration::from_secs(300))
-            })
-            .run();
+        let output = self.complete(call).run();
         self.said
             .borrow_mut()
             .push_str(&format!("{}{}", output.stdout, output.stderr));
         output
+    }
+
+    /// A call with this job's environment.
+    pub fn complete(&self, call: Call) -> Call {
+        call.with(|mut run| {
+            for (name, value) in &self.environment {
+                run = run.env(name, value);
+            }
+            run.timeout(Duration::from_secs(300))
+        })
     }
 
     /// `seawall WORDS…`.

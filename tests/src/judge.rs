@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::postgres::Cluster;
+use crate::postgres::{Cluster, Stop};
 use crate::process::{Output, Run};
 use crate::version::PostgresVersion;
 
@@ -132,6 +132,15 @@ pub fn amcheck(cluster: &Cluster) -> Judgement {
     Judgement::of(output)
 }
 
+/// All that can be said of one cluster with page checksums: pg_amcheck, and pg_checksums. Stops
+/// it.
+#[track_caller]
+pub fn is_sound(cluster: &mut Cluster) {
+    amcheck(cluster).must_pass();
+    cluster.stop(Stop::Fast);
+    checksums(cluster).must_pass();
+}
+
 /// `pg_checksums --check` over a stopped cluster.
 #[track_caller]
 pub fn checksums(cluster: &mut Cluster) -> Judgement {
@@ -152,11 +161,21 @@ pub fn checksums(cluster: &mut Cluster) -> Judgement {
 /// `pg_verifybackup -n`: a directory against the backup_manifest in it.
 #[track_caller]
 pub fn verifybackup(version: &PostgresVersion, directory: &Path) -> Judgement {
+    verifybackup_without(version, directory, "none")
+}
+
+/// The same, with one more file that no manifest names.
+#[track_caller]
+pub fn verifybackup_without(
+    version: &PostgresVersion,
+    directory: &Path,
+    ignored: &str,
+) -> Judgement {
     let Some(program) = version.own("pg_verifybackup") else {
         return Judgement::NotTested(format!("this build of {version} has no pg_verifybackup"));
     };
     let output = Run::new(program)
-        .arg("-n")
+        .args(["-n", "-i", ignored])
         .arg(directory)
         .timeout(Duration::from_secs(600))
         .run();

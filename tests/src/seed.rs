@@ -1,6 +1,8 @@
 //! Chance that can be had again: a failing test prints `SEED=…` and the command that replays
 //! it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -12,13 +14,14 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// The seed of the environment variable `SEED`, or a new one.
+    /// The seed of the environment variable `SEED`, or a new one. A second try of the same run
+    /// gets that of the first: what chance found once, it finds again.
     #[track_caller]
     pub fn new() -> Self {
         let given = std::env::var("SEED").ok();
         let seed = match given {
             Some(text) => text.parse().expect("SEED is a number"),
-            None => rand::random::<u32>().into(),
+            None => of_this_run().unwrap_or_else(|| rand::random::<u32>().into()),
         };
         Self {
             seed,
@@ -40,6 +43,15 @@ impl Seed {
     pub fn number(&self) -> u64 {
         self.seed
     }
+}
+
+/// A number of the run that nextest makes, and of the test.
+fn of_this_run() -> Option<u64> {
+    let run = std::env::var("NEXTEST_RUN_ID").ok()?;
+    let mut hasher = DefaultHasher::new();
+    run.hash(&mut hasher);
+    std::thread::current().name().hash(&mut hasher);
+    Some(hasher.finish() >> 32)
 }
 
 impl Default for Seed {

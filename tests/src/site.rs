@@ -37,6 +37,26 @@ impl Site {
         Self::with(Cluster::builder(PostgresVersion::find(major)))
     }
 
+    /// A running cluster of version 15 whose repository holds an object of every class: a full
+    /// backup with configuration from outside, whose marker comes with it, an incremental one on
+    /// top of it, segments, and the history of a second timeline.
+    #[track_caller]
+    pub fn of_every_class() -> (Self, serde_json::Value) {
+        let mut site = Self::with(Cluster::builder(PostgresVersion::find(15)).config_outside());
+        site.cluster.start();
+        site.cluster
+            .sql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n");
+        let marker = site.backup();
+        site.cluster.sql("UPDATE t SET md5 = '' WHERE n % 5000 = 0");
+        let call = site.seawall("backup").args(["--kind", "incremental"]);
+        call.run().success();
+        site.cluster.archive_all(PATIENCE);
+        let promoted = site.restore_and_start("promoted", &["--archive", "on"]);
+        promoted.archive_all(PATIENCE);
+        drop(promoted);
+        (site, marker)
+    }
+
     /// A cluster of another making.
     #[track_caller]
     pub fn with(builder: Builder) -> Self {

@@ -5,8 +5,10 @@ use std::io::Write;
 use std::path::Path;
 
 use rand::Rng;
+use seawall_tests::cli::Call;
 use seawall_tests::postgres::Stop;
 use seawall_tests::process::peak_memory;
+use seawall_tests::site::PATIENCE;
 use seawall_tests::{Cluster, ConfigFile, PostgresVersion, Repository, Site};
 
 /// What the documentation promises for up to two jobs, in KiB.
@@ -39,6 +41,48 @@ fn a_backup_takes_at_most_256_mib_of_memory_at_two_jobs_whatever_there_is_to_bac
     }
     assert!(peaks.iter().all(|peak| *peak > 10 << 10), "{peaks:?}");
     assert!(peaks.iter().all(|peak| *peak < MEMORY), "{peaks:?} KiB");
+}
+
+/// The most memory that a command ever had, in KiB, once it has succeeded.
+fn peak_of(call: Call) -> u64 {
+    let mut running = call.start();
+    let peak = peak_memory(&mut running);
+    running.wait().success();
+    peak
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_files() {
+    let site = Site::of(15).start();
+    let directory = site.cluster.data().join("base/1");
+    let to = site.scratch.join("restored");
+    let mut peaks = Vec::new();
+    for small in [10_000, 60_000] {
+        fill(&directory, 1, small);
+        let backup = |kind| {
+            let call = site.seawall("backup").args(["--jobs", "2", "--kind", kind]);
+            peak_of(call)
+        };
+        let (full, incremental) = (backup("full"), backup("incremental"));
+        site.cluster.archive_all(PATIENCE);
+        let restore = |more: &[&str]| {
+            let call = site.restoring(&to).arg("--immediate");
+            peak_of(call.args(more))
+        };
+        let (fresh, delta) = (restore(&[]), restore(&["--delta"]));
+        std::fs::remove_dir_all(&to).unwrap();
+        let markers = site.near.keys_with("/backup.json");
+        let newest = markers.iter().filter(|key| key.contains("-incr-")).max();
+        let id = newest.unwrap().rsplit('/').nth(1).unwrap();
+        let merge = peak_of(site.seawall("merge").arg(id));
+        let verify = peak_of(site.seawall("verify").args(["--jobs", "2"]));
+        peaks.push([full, incremental, fresh, delta, merge, verify]);
+    }
+    for (few, many) in peaks[0].iter().zip(&peaks[1]) {
+        assert!(*many < MEMORY, "{peaks:?} KiB");
+        // 50,000 files more: less than half a kilobyte for each.
+        assert!(*many < few + (25 << 10), "{peaks:?} KiB");
+    }
 }
 
 #[test]

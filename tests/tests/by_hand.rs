@@ -8,17 +8,17 @@ use seawall_tests::scratch::make_directory;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{Cluster, Output, PostgresVersion, Run, Site};
 
-/// The fenced block between the marks, wherever the document keeps it.
-fn session() -> String {
+/// The fenced block between the marks of that name, wherever the document keeps it.
+fn session(name: &str) -> String {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let (start, end) = ("<!-- by-hand:start -->", "<!-- by-hand:end -->");
+    let [start, end] = ["start", "end"].map(|which| format!("<!-- {name}:{which} -->"));
     let found = std::fs::read_dir(&docs)
         .unwrap()
         .flatten()
         .find_map(|entry| {
             let text = std::fs::read_to_string(entry.path()).ok()?;
-            let (_, rest) = text.split_once(start)?;
-            Some(rest.split_once(end).expect("the block ends").0.to_owned())
+            let (_, rest) = text.split_once(&start)?;
+            Some(rest.split_once(&end).expect("the block ends").0.to_owned())
         });
     let block = found.expect("a document holds the session");
     let block = block
@@ -42,9 +42,14 @@ impl Drop for Stopped {
 
 /// Runs the session with PostgreSQL's programs and the system's; ours are nowhere.
 fn types_the_session(site: &Site, data: &Path, tablespaces: &Path) -> Output {
+    types(site, &session("by-hand"), data, tablespaces)
+}
+
+fn types(site: &Site, session: &str, data: &Path, tablespaces: &Path) -> Output {
     let bin = &site.cluster.version().bin;
     Run::new("/bin/bash")
-        .args(["-euo", "pipefail", "-c", &session()])
+        .args(["-euo", "pipefail", "-c", session])
+        .env("parts", tablespaces)
         .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
         .env("repository", site.near.root())
         .env("cluster", "main")
@@ -66,6 +71,9 @@ fn restore_by_hand(builder: seawall_tests::postgres::Builder) {
          CREATE TABLE there TABLESPACE other AS SELECT generate_series(1, 20000) AS n",
     );
     site.backup();
+    // A newer one that is incremental: it is of no use alone.
+    let call = site.seawall("backup").args(["--kind", "incremental"]);
+    call.run().success();
     site.cluster
         .sql("INSERT INTO there VALUES (0); CREATE DATABASE later");
     site.cluster.archive_all(PATIENCE);
@@ -111,9 +119,7 @@ fn restore_by_hand(builder: seawall_tests::postgres::Builder) {
         place.starts_with(&tablespaces.display().to_string()),
         "{place}"
     );
-    judge::amcheck(&restored).must_pass();
-    restored.stop(seawall_tests::postgres::Stop::Fast);
-    judge::checksums(&mut restored).must_pass();
+    judge::is_sound(&mut restored);
 }
 
 #[test]
@@ -144,4 +150,39 @@ fn the_documented_session_stops_at_whatever_is_damaged() {
         assert!(!data.exists(), "{class}: nothing was unpacked");
         site.near.replace(key, &whole);
     }
+}
+
+#[test]
+fn the_documented_session_puts_a_chain_together_by_hand() {
+    let site = Site::of(18).start();
+    site.cluster
+        .sql("CREATE TABLE t AS SELECT g AS n, md5(g::text) FROM generate_series(1, 20000) g");
+    site.backup();
+    for link in 1..=2 {
+        site.cluster.sql(&format!(
+            "UPDATE t SET md5 = 'link {link}' WHERE n = {link}"
+        ));
+        let call = site.seawall("backup").args(["--kind", "incremental"]);
+        call.run().success();
+    }
+    site.cluster.sql("INSERT INTO t VALUES (0)");
+    site.cluster.archive_all(PATIENCE);
+    let dump = judge::dump(&site.cluster);
+    let mut site = site;
+    site.cluster.stop(seawall_tests::postgres::Stop::Fast);
+
+    let (data, parts) = (site.scratch.join("by-hand"), site.scratch.join("parts"));
+    make_directory(&parts);
+    let whole = session("by-hand");
+    let at = "# How PostgreSQL fetches WAL";
+    let (_, rest) = whole.split_once(at).expect("where it goes on");
+    // The harness starts it.
+    let (rest, _) = rest.split_once("# Start.").expect("its end");
+    let session = format!("{}\n{at}{rest}", session("by-hand-chain"));
+    types(&site, &session, &data, &parts).success();
+    let mut restored = site.adopt("again", &data);
+    restored.start();
+    restored.wait_until_recovered(PATIENCE);
+    dump.must_equal(&judge::dump(&restored));
+    judge::is_sound(&mut restored);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use seawall_tests::job::files_below;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, PostgresVersion, Seed, Site, judge, stored, wait_until};
+use seawall_tests::{Seed, Site, judge, stored, wait_until};
 
 /// Every file with its digest, but for the manifest, which says when it was written.
 fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
@@ -42,32 +42,30 @@ fn class(key: &str) -> &str {
     last
 }
 
+/// What tells the objects of the two backups apart.
+fn kind(key: &str) -> &'static str {
+    match key.contains("-incr-") {
+        true => "incremental ",
+        false => "",
+    }
+}
+
 #[test]
 fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
     let mut seed = Seed::new();
-    let mut site = Site::with(Cluster::builder(PostgresVersion::find(15)).config_outside());
-    site.cluster.start();
-    site.cluster
-        .sql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n");
-    let marker = site.backup();
-    site.cluster.archive_all(PATIENCE);
-    // A timeline with a history of its own.
-    let to = site.scratch.join("promoted-data");
-    site.restoring(&to)
-        .args(["--archive", "on"])
-        .run()
-        .success();
-    let mut promoted = site.adopt("promoted", &to);
-    promoted.start();
-    promoted.wait_until_recovered(PATIENCE);
-    promoted.archive_all(PATIENCE);
-    drop(promoted);
+    let (site, marker) = Site::of_every_class();
     // At the same place as all that follow: its settings name that place.
     let to = site.scratch.join("to");
-    site.restoring(&to).run().success();
-    judge::verifybackup(site.cluster.version(), &to).must_pass();
-    let reference = tree(&to);
-    std::fs::remove_dir_all(&to).unwrap();
+    let reference = |args: &[&str]| {
+        site.restoring(&to).args(args).run().success();
+        judge::verifybackup(site.cluster.version(), &to).must_pass();
+        let reference = tree(&to);
+        std::fs::remove_dir_all(&to).unwrap();
+        reference
+    };
+    // Where the newest backup cannot be told, the one before leads to the same end.
+    let before = ["--backup", marker["id"].as_str().unwrap()];
+    let references = [reference(&[]), reference(&before)];
 
     let segments = [&marker["wal"][0], &marker["wal"][1]].map(|name| name.as_str().unwrap());
     let mut classes: BTreeMap<String, String> = BTreeMap::new();
@@ -76,7 +74,7 @@ fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
             continue;
         }
         if class(&key) != "segment" || segments.iter().any(|name| key.contains(name)) {
-            classes.insert(class(&key).to_owned(), key);
+            classes.insert(format!("{}{}", kind(&key), class(&key)), key);
         }
     }
     let known = [
@@ -86,6 +84,11 @@ fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
         "backup_manifest.zst",
         "config.tar.zst",
         "history",
+        "incremental .index.zst",
+        "incremental .tar.zst",
+        "incremental backup.json",
+        "incremental backup_manifest.zst",
+        "incremental config.tar.zst",
         "lease",
         "seawall.json",
         "segment",
@@ -118,6 +121,11 @@ fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
             match output.code {
                 0 => {
                     let restored = tree(&to);
+                    let [reference, other] = &references;
+                    let reference = match class == "incremental backup.json" {
+                        true if restored != *reference => other,
+                        _ => reference,
+                    };
                     let differ = |path: &&PathBuf| restored.get(*path) != reference.get(*path);
                     let other: Vec<_> = reference.keys().filter(differ).collect();
                     assert!(other.is_empty(), "{class}: unnoticed: {other:?}");

@@ -14,7 +14,7 @@ use seawall::postgres::recovery::{RecoveryAction, RecoveryTarget};
 use seawall::postgres::sql::Client;
 use seawall::repository::Repository;
 use seawall::repository::catalogue::Request;
-use seawall::repository::keys::{BackupId, BackupKind};
+use seawall::repository::keys::{self, BackupId, BackupKind};
 use seawall::storage::RetryPolicy;
 use seawall_restore::target::Tablespaces;
 use seawall_restore::{Archive, RestoreCommand, Settings, restore, system_for};
@@ -167,14 +167,19 @@ fn restores_survive_every_call(mut seed: Option<Seed>) {
     });
 }
 
-fn backups_survive_every_call(mut seed: Option<Seed>) {
+fn backups_survive_every_call(kind: BackupKind, mut seed: Option<Seed>) {
     let site = site();
+    if kind == BackupKind::Incremental {
+        site.backup();
+        site.cluster
+            .sql("UPDATE t SET sha512 = sha512(sha512) WHERE ctid < '(500,0)'; CHECKPOINT");
+    }
     let url = format!("file://{}", site.near.root().display());
     let settings = backup::Settings {
         primary: None,
         server_timeout: Duration::from_secs(60),
         cluster: "main".into(),
-        kind: BackupKind::Full,
+        kind,
         parent: None,
         data_directory: site.cluster.data().to_owned(),
         compression: Compression::default(),
@@ -182,13 +187,17 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
         wal_timeout: Duration::from_secs(30),
         fast: true,
         label: "faults".into(),
-        // What earlier failures left would add calls of its own, each time more.
-        resume: false,
+        resume: true,
     };
     runtime().block_on(async {
+        let (near, _) = with_plan(&url, patient(), &sound());
+        let base = match near.systems("main").await.unwrap().pop() {
+            Some((system, _)) => system.backup_ids().await.unwrap(),
+            None => Vec::new(),
+        };
         let (mut whole, mut none) = (0, 0);
         for number in 1.. {
-            let mut injected = 0;
+            let (mut injected, mut last_kind) = (0, None);
             for case in chosen(number, seed.as_mut(), 1) {
                 eprintln!("{case}");
                 let plan = case.plan();
@@ -200,9 +209,11 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                 let client = Client::connect(&to).await.unwrap();
                 let taken = backup::take(&settings, &client, &faulty).await;
                 let system = near.systems("main").await.unwrap().remove(0).0;
+                let ids = system.backup_ids().await.unwrap();
+                let ours: Vec<_> = ids.into_iter().filter(|id| !base.contains(id)).collect();
                 let mut finished = Vec::new();
-                for id in system.backup_ids().await.unwrap() {
-                    finished.extend(system.marker(&id).await.unwrap());
+                for id in &ours {
+                    finished.extend(system.marker(id).await.unwrap());
                 }
                 if let Ok(taken) = &taken {
                     let id = &taken.marker.id;
@@ -214,6 +225,8 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                     None => none += 1,
                     Some(marker) => {
                         whole += 1;
+                        // Where no parent can be read, a full backup is taken.
+                        last_kind = Some(marker.kind);
                         let to = site.scratch.join("to");
                         let id = Some(marker.id);
                         restore_to(&near, &to, id).await.unwrap();
@@ -222,12 +235,17 @@ fn backups_survive_every_call(mut seed: Option<Seed>) {
                         std::fs::remove_dir_all(&to).unwrap();
                     }
                 }
-                let backups = site.near.root().join(system.keys().backups());
-                let _ = std::fs::remove_dir_all(backups);
+                // What a failure leaves, a lease among it, the next would look at: its calls
+                // would grow as fast as ours.
+                let left = ours.iter().map(|id| system.keys().backup(id));
+                for left in left.chain([keys::leases("main")]) {
+                    let _ = std::fs::remove_dir_all(site.near.root().join(left));
+                }
                 injected += plan.injected();
             }
             if injected == 0 {
                 assert!(number > 15, "only {} calls", number - 1);
+                assert_eq!(last_kind, Some(kind));
                 break;
             }
             // A slow machine asks for its WAL more often.
@@ -255,7 +273,12 @@ fn a_restore_whose_nth_call_fails_is_whole_or_does_not_start_and_can_be_repeated
 
 #[test]
 fn a_backup_whose_nth_call_fails_has_a_marker_and_restores_whole_or_has_none() {
-    backups_survive_every_call(Some(Seed::new()));
+    backups_survive_every_call(BackupKind::Full, Some(Seed::new()));
+}
+
+#[test]
+fn an_incremental_backup_whose_nth_call_fails_restores_whole_on_its_chain_or_is_none() {
+    backups_survive_every_call(BackupKind::Incremental, Some(Seed::new()));
 }
 
 #[test]
@@ -267,5 +290,11 @@ fn a_restore_survives_every_fault_at_every_call() {
 #[test]
 #[ignore = "long: every fault at every call, some thousand backups"]
 fn a_backup_survives_every_fault_at_every_call() {
-    backups_survive_every_call(None);
+    backups_survive_every_call(BackupKind::Full, None);
+}
+
+#[test]
+#[ignore = "long: every fault at every call, some thousand backups"]
+fn an_incremental_backup_survives_every_fault_at_every_call() {
+    backups_survive_every_call(BackupKind::Incremental, None);
 }

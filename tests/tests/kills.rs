@@ -13,8 +13,8 @@ use seawall_tests::postgres::Stop;
 use seawall_tests::scratch::give_to_owner;
 use seawall_tests::segment::name;
 use seawall_tests::{
-    Cluster, ConfigFile, Garage, PostgresVersion, Scratch, Seed, Segment, Site, archive, drill,
-    fetch, judge, seawall, wait_until,
+    Cluster, ConfigFile, Garage, PostgresVersion, Programs, Run, Scratch, Seed, Segment, Site,
+    Tmpfs, archive, drill, fetch, judge, seawall, wait_until,
 };
 
 const FIRST: &str = "000000010000000000000001";
@@ -142,8 +142,11 @@ fn a_restore_that_is_killed_at_any_moment_does_not_start_and_the_same_command_co
             continue;
         }
         killed += 1;
-        let unfinished = to.join("seawall-restore.json").exists();
-        if unfinished && !to.join("global/pg_control").exists() {
+        if to.join("global/pg_control").exists() {
+            // It comes last: PostgreSQL knows nothing of our mark, and would start.
+            let mark = "seawall-restore.json";
+            judge::verifybackup_without(site.cluster.version(), &to, mark).must_pass();
+        } else if to.join("seawall-restore.json").exists() {
             let mut half = site.adopt("half", &to);
             assert!(half.try_start(Duration::from_secs(20)).is_err());
         }
@@ -282,4 +285,67 @@ fn pushes_and_fetches_over_s3_that_are_killed_are_completed_by_the_same_call() {
         .filter(|entry| entry.file_name().to_string_lossy().contains("tmp"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn all_that_was_restored_is_durable_before_pg_control_makes_it_a_cluster() {
+    let builder = Cluster::builder(PostgresVersion::find(15)).tablespace("other");
+    let site = Site::with(builder).start();
+    site.cluster
+        .sql("CREATE TABLE t TABLESPACE other AS SELECT n FROM generate_series(1, 10000) n");
+    site.backup();
+    site.cluster.archive_all(seawall_tests::site::PATIENCE);
+    let to = site.scratch.join("to");
+    // A file system of its own, where one can be had.
+    let tmpfs = Tmpfs::mount(&site.scratch, "space", 64);
+    let space = match &tmpfs {
+        Some(tmpfs) => tmpfs.path().join("other"),
+        None => site.scratch.join("other"),
+    };
+    let (_, old) = &site.cluster.tablespaces()[0];
+    let log = site.scratch.join("strace");
+    let trace =
+        "trace=write,pwrite64,writev,pwritev,syncfs,rename,renameat,renameat2,unlink,unlinkat";
+    Run::new("/usr/bin/strace")
+        .args(["-f", "-q", "-y", "-e", trace, "-o"])
+        .arg(&log)
+        .arg(Programs::get().path("seawall-restore"))
+        .arg("--config")
+        .arg(site.config.path())
+        .arg("--to")
+        .arg(&to)
+        .arg("--tablespace")
+        .arg(format!("{}={}", old.display(), space.display()))
+        .run()
+        .success();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let calls = seawall_tests::strace::calls(&text);
+    let all = |what: &str, find: &dyn Fn(&str) -> bool| {
+        let found: Vec<usize> = (0..calls.len()).filter(|at| find(&calls[*at])).collect();
+        assert!(!found.is_empty(), "no {what} in\n{text}");
+        found
+    };
+    let root = to.display().to_string();
+    let below = |call: &str| {
+        let places = [root.clone(), space.display().to_string()];
+        places
+            .iter()
+            .any(|place| call.contains(&format!("<{place}/")))
+    };
+    let written = all("write", &|call| {
+        call.contains("write") && below(call) && !call.contains("pg_control")
+    });
+    let synced = all("syncfs", &|call| {
+        call.contains(" syncfs(") && call.contains("= 0")
+    });
+    let control = all("pg_control", &|call| {
+        call.contains(" rename") && call.contains("global/pg_control")
+    });
+    let mark = all("end of the mark", &|call| {
+        call.contains(" unlink") && call.contains("seawall-restore.json\"")
+    });
+    assert_eq!(synced.len(), 1 + usize::from(tmpfs.is_some()), "{text}");
+    assert!(written.last() < synced.first(), "{text}");
+    assert!(synced.last() < control.first(), "{text}");
+    assert!(control.last() < mark.first(), "{text}");
 }

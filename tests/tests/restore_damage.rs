@@ -41,13 +41,7 @@ fn one_flipped_byte_in_any_object_of_a_backup_is_caught() {
         assert_eq!(keys.len(), 1, "{class}: {keys:?}");
         let key = &keys[0];
         let size = site.near.bytes(key).len();
-        // The seek table at the end of a pack is no part of what a whole restore reads.
-        let end = if class.ends_with("tar.zst") {
-            size * 8 / 10
-        } else {
-            size - 1
-        };
-        for at in [0, end / 2, end] {
+        for at in [0, size / 2, size * 8 / 10, size - 1] {
             let whole = site.near.flip(key, at);
             let output = site.restoring(&to).run();
             assert_eq!(output.code, 1, "{class} byte {at}: {}", output.stderr);

@@ -6,11 +6,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use seawall_tests::cli::seawall;
 use seawall_tests::judge;
 use seawall_tests::postgres::Stop;
 use seawall_tests::scratch::{give_to_owner, give_tree_to_owner};
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, PostgresVersion, Site, pgbench, wait_until};
+use seawall_tests::{Cluster, ConfigFile, PostgresVersion, Repository, Site, pgbench, wait_until};
 
 /// A running site with a tablespace and a backup.
 fn site() -> Site {
@@ -215,9 +216,8 @@ fn a_killed_delta_does_not_start_and_the_same_command_completes_it() {
     let mut killed = 0;
     for step in 0..6 {
         // So that there is something to write.
-        for directory in ["base/5", "base/1", "global"] {
-            write(&largest(&to.join(directory)), b"other");
-        }
+        let spoilt = ["base/5", "base/1", "global"].map(|name| largest(&to.join(name)));
+        spoilt.iter().for_each(|path| write(path, b"other"));
         let mut running = restoring(&site, &to, &["--delta"]).start();
         wait_until("it has begun", PATIENCE, || {
             mark.exists() || !control.exists() || !running.is_running()
@@ -225,7 +225,16 @@ fn a_killed_delta_does_not_start_and_the_same_command_completes_it() {
         std::thread::sleep(Duration::from_millis(15 * step));
         if running.kill().code != 0 {
             killed += 1;
-            assert!(!control.exists() || mark.exists(), "it would start");
+            let untouched = spoilt
+                .iter()
+                .all(|path| std::fs::read(path).is_ok_and(|content| content == b"other"));
+            if !control.exists() {
+                let mut half = site.adopt(&format!("half{step}"), &to);
+                assert!(half.try_start(PATIENCE).is_err(), "it started");
+            } else if !untouched {
+                let name = "seawall-restore.json";
+                judge::verifybackup_without(site.cluster.version(), &to, name).must_pass();
+            }
         }
     }
     assert!(killed > 0, "none was killed in time");
@@ -235,4 +244,24 @@ fn a_killed_delta_does_not_start_and_the_same_command_completes_it() {
     restored.start();
     restored.wait_until_recovered(PATIENCE);
     judge::dump(&restored).must_equal(&dump);
+}
+
+#[test]
+fn a_delta_to_a_backup_that_came_over_the_protocol_is_refused_before_anything_is_touched() {
+    let site = Site::of(15).start();
+    let distant = ConfigFile::new()
+        .distant("main", &site.cluster.connection("postgres"))
+        .repository(Repository::local("near", site.near.root()))
+        .write_to(&site.scratch.join("distant.toml"));
+    seawall(&distant).arg("backup").run().success();
+    site.cluster.archive_all(PATIENCE);
+    let to = site.scratch.join("copy-data");
+    restoring(&site, &to, &[]).run().success();
+    let before = inodes(&to);
+    let refused = restoring(&site, &to, &["--delta"]).run();
+    refused.exits_with(4).says("--delta needs one");
+    assert_eq!(inodes(&to), before);
+    let mut copy = site.adopt("copy", &to);
+    copy.start();
+    copy.wait_until_recovered(PATIENCE);
 }

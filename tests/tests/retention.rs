@@ -3,6 +3,7 @@
 
 use nix::sys::signal::Signal;
 use seawall_tests::postgres::Builder;
+use seawall_tests::process::Running;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
     Cluster, ConfigFile, Garage, Job, Output, PostgresVersion, Programs, Repository, Scratch, Site,
@@ -66,12 +67,12 @@ fn gaps(output: &Output) -> bool {
 }
 
 /// Lets a backup run up to where it waits for its WAL, which does not come.
-fn waiting_backup(site: &mut Site) -> seawall_tests::process::Running {
+fn waiting_backup(site: &mut Site) -> Running {
     waiting(site, "full")
 }
 
 /// The same with a backup of that kind.
-fn waiting(site: &mut Site, kind: &str) -> seawall_tests::process::Running {
+fn waiting(site: &mut Site, kind: &str) -> Running {
     site.cluster.configure("archive_command", "exit 1");
     site.cluster.reload();
     let call = site.seawall("backup").args(["--kind", kind]);
@@ -400,14 +401,21 @@ fn incremental(site: &Site) -> Value {
     taken
 }
 
-#[test]
-fn while_an_incremental_backup_runs_nothing_that_it_stands_on_goes() {
+/// An incremental backup that sleeps, with its parent and a newer full backup, of which one
+/// alone is kept.
+fn asleep_on_a_parent() -> (Site, Value, Running, Value) {
     let mut site = site(&[("full", "1")]);
     let full = site.backup();
     let mut running = waiting(&mut site, "incremental");
     running.signal(Signal::SIGSTOP);
     archive_again(&mut site);
     let newer = site.backup();
+    (site, full, running, newer)
+}
+
+#[test]
+fn while_an_incremental_backup_runs_nothing_that_it_stands_on_goes() {
+    let (site, full, mut running, newer) = asleep_on_a_parent();
     expire(&site);
     expire(&site);
     assert_eq!(backups(&site), sorted([&full, &newer]));
@@ -418,12 +426,7 @@ fn while_an_incremental_backup_runs_nothing_that_it_stands_on_goes() {
 
 #[test]
 fn an_incremental_backup_that_slept_until_its_parent_was_named_for_deletion_does_not_become_one() {
-    let mut site = site(&[("full", "1")]);
-    let full = site.backup();
-    let mut running = waiting(&mut site, "incremental");
-    running.signal(Signal::SIGSTOP);
-    archive_again(&mut site);
-    let newer = site.backup();
+    let (site, full, mut running, newer) = asleep_on_a_parent();
     end_leases(&site);
     expire(&site);
     assert_eq!(backups(&site), sorted([&full, &newer]), "only named");

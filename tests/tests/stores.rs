@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use seawall::storage::testing::{AzuriteServer, GoogleServer};
 use seawall::storage::{Store, StoreSettings};
 use seawall_tests::job::{Job, command_lines};
-use seawall_tests::{Garage, Repository, Scratch};
+use seawall_tests::site::PATIENCE;
+use seawall_tests::{Garage, Programs, Repository, Scratch, wait_until};
 
 /// A repository that is opened with exactly these settings.
 fn repository(name: &str, settings: &StoreSettings) -> Repository {
@@ -116,6 +117,63 @@ fn the_whole_job_on_googles_client() {
     job.whole(&scratch, &["gcs"]);
     let check = job.seawall(&["check"]).success().stdout;
     assert!(check.contains("create-only writes are enforced"), "{check}");
+}
+
+/// A backup that is killed and goes on, an incremental one on top of it, a merge of both, and what
+/// they restore to.
+fn a_chain(job: &mut Job, scratch: &Scratch, repository: &str) {
+    job.begin();
+    job.cluster
+        .sql("CREATE TABLE more AS SELECT n, md5(n::text) FROM generate_series(1, 60000) n");
+    job.cluster.sql("VACUUM (FREEZE, ANALYZE); CHECKPOINT");
+    job.cluster.archive_all(PATIENCE);
+    job.cluster.configure("archive_command", "exit 1");
+    job.cluster.reload();
+    let backup = |job: &Job| {
+        let call = seawall_tests::seawall(&job.config).arg("backup");
+        job.complete(call.with(|run| run.env("SEAWALL_TEST_PACK_BYTES", "1000000")))
+    };
+    let running = backup(job).start();
+    wait_until("it waits for WAL", PATIENCE, || {
+        running.stderr().contains("waiting for WAL")
+    });
+    drop(running.kill());
+    let command = Programs::get().archive_command(&job.config);
+    job.cluster.configure("archive_command", &command);
+    job.cluster.reload();
+    let resumed = backup(job).run().success();
+    resumed.says("were taken over");
+    job.cluster
+        .sql("UPDATE more SET md5 = 'new' WHERE n % 5000 = 0; INSERT INTO t VALUES (0, '')");
+    let words = ["backup", "--kind", "incremental", "--json"];
+    let taken = job.seawall(&words).success().json();
+    assert_eq!(taken["kind"], "incremental", "{taken}");
+    job.cluster.archive_all(PATIENCE);
+    job.seawall(&["verify"]).success();
+    let restored = job.restore_and_compare(scratch, repository);
+    std::fs::remove_dir_all(restored).unwrap();
+    job.seawall(&["merge", taken["id"].as_str().unwrap()])
+        .success();
+    job.seawall(&["verify"]).success();
+    job.restore_and_compare(scratch, repository);
+}
+
+#[test]
+fn a_chain_is_resumed_taken_merged_and_restored_on_garage() {
+    let scratch = Scratch::new();
+    let garage = Garage::start(&scratch);
+    let near = garage.repository("near", "near", "pg");
+    let mut job = Job::over(&scratch, [near], &[]);
+    a_chain(&mut job, &scratch, "near");
+}
+
+#[test]
+fn a_chain_is_resumed_taken_merged_and_restored_on_azure() {
+    let scratch = Scratch::new();
+    let azurite = AzuriteServer::start();
+    let settings = azurite.settings(&azurite.container, "pg");
+    let mut job = Job::over(&scratch, [repository("blob", &settings)], &[]);
+    a_chain(&mut job, &scratch, "blob");
 }
 
 #[test]

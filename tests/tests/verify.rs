@@ -36,32 +36,28 @@ fn class(key: &str) -> &str {
     last.trim_start_matches(|c: char| c.is_ascii_digit())
 }
 
+/// What tells the objects of the two backups apart.
+fn kind(key: &str) -> &'static str {
+    match key.contains("-incr-") {
+        true => "incremental ",
+        false => "",
+    }
+}
+
 #[test]
 fn one_wrong_byte_in_any_class_of_object_is_found_and_named() {
     let mut seed = Seed::new();
-    let mut site = Site::with(Cluster::builder(PostgresVersion::find(15)).config_outside());
-    site.cluster.start();
-    site.cluster
-        .sql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n");
-    let marker = site.backup();
-    site.cluster.archive_all(PATIENCE);
-    // A timeline with a history of its own.
-    let to = site.scratch.join("promoted-data");
-    site.restoring(&to)
-        .args(["--archive", "on"])
-        .run()
-        .success();
-    let mut promoted = site.adopt("promoted", &to);
-    promoted.start();
-    promoted.wait_until_recovered(PATIENCE);
-    promoted.archive_all(PATIENCE);
-    drop(promoted);
+    let (site, marker) = Site::of_every_class();
 
     let output = site.seawall("verify").arg("--json").run().success();
     let report = output.json();
     assert_eq!(report["passed"], true);
     let backup = &report["repositories"][0]["backups"][0];
     assert_eq!(backup["id"], marker["id"]);
+    assert_eq!(
+        report["repositories"][0]["backups"][1]["kind"],
+        "incremental"
+    );
     assert_eq!(backup["files"], marker["files"]);
     assert_eq!(backup["plain_bytes"], marker["plain_bytes"]);
     assert!(backup["pages"].as_u64().unwrap() > 500, "{backup}");
@@ -74,7 +70,7 @@ fn one_wrong_byte_in_any_class_of_object_is_found_and_named() {
             continue;
         }
         if name != "segment" || own.iter().any(|own| key.contains(own)) {
-            classes.insert(name.to_owned(), key);
+            classes.insert(format!("{}{name}", kind(&key)), key);
         }
     }
     let known = [
@@ -84,6 +80,11 @@ fn one_wrong_byte_in_any_class_of_object_is_found_and_named() {
         "backup_manifest.zst",
         "config.tar.zst",
         "history",
+        "incremental .index.zst",
+        "incremental .tar.zst",
+        "incremental backup.json",
+        "incremental backup_manifest.zst",
+        "incremental config.tar.zst",
         "seawall.json",
         "segment",
         "system.json",

@@ -290,6 +290,25 @@ impl Cluster {
         }
     }
 
+    /// Turns the lowest bit of these bytes of a relation's file over, behind the server's back:
+    /// in place, so that it stays the same file. The server is stopped for that.
+    #[track_caller]
+    pub fn flip_bits(&mut self, relation: &str, at: &[u64]) {
+        use std::os::unix::fs::FileExt;
+        let path = self.sql(&format!("SELECT pg_relation_filepath('{relation}')"));
+        self.stop(Stop::Fast);
+        let path = self.data().join(path);
+        let options = std::fs::File::options().read(true).write(true).clone();
+        let file = options.open(path).unwrap();
+        for at in at {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, *at).unwrap();
+            byte[0] ^= 1;
+            file.write_all_at(&byte, *at).unwrap();
+        }
+        self.start();
+    }
+
     /// Stops it and waits for its end. Returns how long that took.
     #[track_caller]
     pub fn stop(&mut self, how: Stop) -> Duration {

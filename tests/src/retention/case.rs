@@ -66,19 +66,22 @@ pub async fn backup_on(world: &mut World, parent: Option<usize>) -> usize {
     number
 }
 
-/// Puts a backup into a repository.
-pub async fn put(world: &World, repository: usize, number: usize) {
-    let backup = &world.backups[number];
+/// Puts what a backup consists of, without its marker.
+pub async fn put_objects(world: &World, repository: usize, backup: &Backup) {
     let system = world.system(repository, backup.start.system, &Gate::open());
     system.register(15, SIZE).await.unwrap();
     for key in DATA {
         let key = format!("{}/{key}", system.keys().backup(&backup.id));
-        system
-            .store()
-            .put(&key, CONTENT.to_vec().into())
-            .await
-            .unwrap();
+        let content = CONTENT.to_vec().into();
+        system.store().put(&key, content).await.unwrap();
     }
+}
+
+/// Puts a backup into a repository.
+pub async fn put(world: &World, repository: usize, number: usize) {
+    let backup = &world.backups[number];
+    put_objects(world, repository, backup).await;
+    let system = world.system(repository, backup.start.system, &Gate::open());
     system.commit(&world.marker(backup)).await.unwrap();
 }
 
