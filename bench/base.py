@@ -20,6 +20,7 @@ from measure import give, measure, run, tree_bytes
 
 GB = 1e9
 PGBENCH_ROWS_A_PAGE = 58  # of pgbench_accounts at a fill factor of 95
+LINKS = 7  # of the chain that is restored: a full backup and a week of incremental ones
 
 
 class Cluster:
@@ -101,7 +102,8 @@ class SeawallBase(Seawall):
     def prepare(self, arena, cluster):
         super().prepare(arena, f"host={cluster.path} user=postgres dbname=postgres")
         self.config = arena.path / "seawall.toml"
-        cluster.archive_to(self.archive_command(arena))
+        words = [f"{name}={value}" for name, value in arena.environment.items()]
+        cluster.archive_to(" ".join(["env", *words, self.archive_command(arena)]))
 
     def backup(self, arena, *more):
         return [self.programs / "seawall", "backup", "--config", self.config, "--jobs", "2", *more]
@@ -119,7 +121,9 @@ class SeawallBase(Seawall):
 
 
 class PgBackRestBase(PgBackRest):
-    """pgBackRest's backups and restores with two processes."""
+    """pgBackRest's backups and restores with two processes, small files bundled."""
+
+    settings = "repo1-bundle=y\n"
 
     def prepare(self, arena, cluster):
         super().prepare(arena, cluster.path)
@@ -248,7 +252,7 @@ class Results:
 
 def contest(cluster, scratch, programs, runs, store, where, say, goals):
     """Full backups, restores, incremental backups and delta restores, all in turn."""
-    full, restored, delta = Results(), Results(), Results()
+    full, restored, delta, chain = Results(), Results(), Results(), Results()
     same, changed = Results(), Results()
     for number in range(runs):
         for contestant in contestants(programs, store):
@@ -256,7 +260,7 @@ def contest(cluster, scratch, programs, runs, store, where, say, goals):
                           store, cluster.data)
             try:
                 say(f"run {number + 1}, {contestant.name}, {where}")
-                one_turn(contestant, arena, cluster, full, restored, delta, same, changed)
+                one_turn(contestant, arena, cluster, full, restored, delta, same, changed, chain)
             finally:
                 arena.close()
         if not store:
@@ -275,10 +279,11 @@ def contest(cluster, scratch, programs, runs, store, where, say, goals):
     delta.print(f"Restore over an unchanged directory, from {where}")
     same.print(f"Incremental backup with nothing changed, to {where}")
     changed.print(f"Incremental backup with one row changed in one page of a hundred, to {where}")
-    goals.base(where, full, restored, delta, same, changed, cluster.bytes())
+    chain.print(f"Restore of a chain of {LINKS} from {where}")
+    goals.base(where, full, restored, delta, same, changed, chain, cluster.bytes())
 
 
-def one_turn(contestant, arena, cluster, full, restored, delta, same, changed):
+def one_turn(contestant, arena, cluster, full, restored, delta, same, changed, chain):
     contestant.prepare(arena, cluster)
     cluster.psql("CHECKPOINT")
     settle()
@@ -299,6 +304,11 @@ def one_turn(contestant, arena, cluster, full, restored, delta, same, changed):
         settle()
         cost = timed(contestant.incremental(arena), arena.environment)
         results.add(contestant.name, cost, None if arena.store else contestant.stored_newest(arena))
+    for _ in range(LINKS - 3):
+        cluster.change_one_percent()
+        timed(contestant.incremental(arena), arena.environment)
+    settle()
+    chain.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
 
 
 def summaries(scratch, kept, gigabytes, programs, runs, say, goals):

@@ -90,6 +90,8 @@ class PgBackRest:
     """pgBackRest with two processes and zstd."""
 
     zstd = ()
+    # More lines for [global].
+    settings = ""
 
     def __init__(self, asynchronous, name=None, level=3):
         self.asynchronous, self.level = asynchronous, level
@@ -106,7 +108,7 @@ class PgBackRest:
         text = (f"[global]\nlock-path={arena.path}/lock\nlog-path={arena.path}/log\n"
                 f"spool-path={arena.path}/spool\nlog-level-file=off\nlog-level-console=warn\n"
                 f"compress-type=zst\ncompress-level={self.level}\nprocess-max=2\n"
-                f"archive-async={'y' if self.asynchronous else 'n'}\n")
+                f"archive-async={'y' if self.asynchronous else 'n'}\n{self.settings}")
         if arena.store:
             text += (f"repo1-type=s3\nrepo1-path=/{arena.path.name}\nrepo1-s3-bucket={BUCKET}\n"
                      f"repo1-s3-endpoint=localhost\nrepo1-storage-port={arena.store.port}\n"

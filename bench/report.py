@@ -135,7 +135,7 @@ class Goals:
         of = lambda name: statistics.median(run["replayed"] for run in costs[name])
         self.at_most("a server's recovery over one with cp", 1.1, of(DEFAULT) / of("cp"))
 
-    def base(self, where, full, restored, delta, same, changed, size):
+    def base(self, where, full, restored, delta, same, changed, chain, size):
         """Base backups: `size` is that of the data directory in bytes."""
         ours, ours_3 = base.SEAWALL, base.SEAWALL_3
         peers = [name for name in full.costs if "Seawall" not in name and "limit" not in name]
@@ -161,6 +161,8 @@ class Goals:
         if changed.sizes.get(ours):
             self.at_most(f"incremental backup to {where}, 1 % of the pages changed: size over the full one's",
                          0.03, changed.sizes[ours] / full.sizes[ours])
-        worst = max(max(cost.largest, cost.together) for results in (full, restored, delta, same, changed)
+        self.at_most(f"restore of a chain of {base.LINKS} from {where}: time over a full backup's", 1.15,
+                     chain.median(ours) / restored.median(ours))
+        worst = max(max(cost.largest, cost.together) for results in (full, restored, delta, same, changed, chain)
                     for cost in results.costs[ours])
         self.at_most(f"base backups and restores, {where}: memory of Seawall", 256, worst / MIB, " MiB")
