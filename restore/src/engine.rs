@@ -32,7 +32,7 @@ use crate::manifest::NewManifest;
 use crate::objects::{blocking, create};
 use crate::only::Only;
 use crate::write::Writer;
-use schedule::{PART_SIZE, Schedule, Split, Work};
+use schedule::{PART_SIZE, Schedule, Split, Work, WrittenPart};
 
 /// What was written.
 #[derive(Debug, Default)]
@@ -362,22 +362,24 @@ impl Worker<'_> {
             let (hasher, crc) = self.copy(&mut reader, part, &split.file, &split.path, delta)?;
             self.shared.means.progress.add(part.size());
             self.written.plain_bytes += part.size();
-            lock(&split.parts)[number] = Some((hasher.map(|hasher| hasher.finish_part()), crc));
+            lock(&split.parts)[number] = Some(WrittenPart {
+                digest: hasher.map(|hasher| hasher.finish_part()),
+                crc32c: crc,
+            });
         }
         self.count(&reader);
         if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
         }
-        let parts: Vec<(Option<Subtree>, u32)> =
-            lock(&split.parts).iter().copied().flatten().collect();
-        let trees: Option<Vec<Subtree>> = parts.iter().map(|(tree, _)| *tree).collect();
+        let parts: Vec<WrittenPart> = lock(&split.parts).iter().copied().flatten().collect();
+        let trees: Option<Vec<Subtree>> = parts.iter().map(|part| part.digest).collect();
         let file = &split.whole;
         if let Some(trees) = trees {
             file.verify(PlainDigest::of_parts(&trees, PART_SIZE, file.size))?;
         }
         let sizes = (0..).map(|at| (file.size - at * PART_SIZE).min(PART_SIZE));
-        let crc = parts.iter().zip(sizes).fold(0, |crc, ((_, next), size)| {
-            crc32c::crc32c_combine(crc, *next, size as usize)
+        let crc = parts.iter().zip(sizes).fold(0, |crc, (part, size)| {
+            crc32c::crc32c_combine(crc, part.crc32c, size as usize)
         });
         self.listed(file, file.size, crc)
     }

@@ -36,9 +36,18 @@ pub(super) struct Split {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) whole: Arc<ChainFile>,
-    /// What is known of each part that is written: its digest and its CRC-32C.
-    pub(super) parts: Mutex<Vec<Option<(Option<Subtree>, u32)>>>,
+    /// Those that are written.
+    pub(super) parts: Mutex<Vec<Option<WrittenPart>>>,
     pub(super) left: AtomicUsize,
+}
+
+/// What is known of a part that is written.
+#[derive(Clone, Copy)]
+pub(super) struct WrittenPart {
+    /// Of its bytes, where there is a digest of the whole to compare with.
+    pub(super) digest: Option<Subtree>,
+    /// Of its bytes, where anybody wants to know.
+    pub(super) crc32c: u32,
 }
 
 /// The thread that plans.
