@@ -37,7 +37,7 @@ pub struct Settings {
 }
 
 /// Makes a full backup out of the chain of `id`. Memory: for each job a pack's index and what a
-/// restore holds, as a [`Packer`] says; what a [`Join`] reads of each backup of the chain.
+/// restore holds, as a packer says; what a [`Join`] reads of each backup of the chain.
 ///
 /// After `Ok` the new backup is complete. After an error, and after a kill at any point, the
 /// chain is what it was.
