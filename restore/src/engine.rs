@@ -4,7 +4,8 @@
 //!
 //! Memory for each job: a buffer of 1 MiB; for the work at hand and for the next one 20 MiB
 //! fetched ahead and a frame of 1 MiB for the backup that most is read from, 4 MiB and a frame
-//! for each other of a chain; the plan of two works. And for each backup of the chain an open index, with the next three as they are stored.
+//! for each other of a chain; the plan of two works. And for each backup of the chain an open
+//! index, with the next three as they are stored.
 
 mod schedule;
 

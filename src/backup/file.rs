@@ -95,9 +95,9 @@ pub fn read_into<S: FnMut(Bytes) -> Result<()>>(
         at += count as u64;
         passed(count as u64)?;
     }
-    let Damage { blocks, count } = checker.map_or_else(Damage::default, |c| c.damage);
-    pack.end_file(blocks)?;
-    let damaged = count;
+    let damage = checker.map_or_else(Damage::default, |checker| checker.damage);
+    pack.end_file(damage.blocks)?;
+    let damaged = damage.count;
     Ok(Some(FileRead { crc32c, damaged }))
 }
 

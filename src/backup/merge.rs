@@ -91,17 +91,13 @@ async fn run(
 ) -> Result<Marker> {
     // Whoever expires has seen the lease, or has named one of them before: both are looked at
     // only now.
-    if let Some(lost) = system.lost_link(chain).await? {
+    let mut markers = Vec::new();
+    let looked = system.look_at_links(chain, |marker| markers.push(marker));
+    if let Some(lost) = looked.await? {
         return Err(Error::failed("part of the chain is about to be deleted")
             .at(system.place())
             .because(lost.to_string())
             .hint("take a full backup, or pin the chain's backups before they expire"));
-    }
-    let mut markers = Vec::new();
-    for member in chain {
-        let marker = system.marker_if_finished(member).await?.transpose()?;
-        let gone = || Error::failed(format!("backup {member} is not there any more"));
-        markers.push(marker.ok_or_else(|| gone().at(system.place()))?);
     }
     let refs: Vec<&Marker> = markers.iter().collect();
     let newest = refs

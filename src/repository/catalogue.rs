@@ -23,9 +23,9 @@ pub struct Catalogue {
     system: System,
     /// `system.json`.
     pub record: SystemRecord,
-    /// Finished backups, oldest first by the time in their names, then by LSN. Without their lists of objects: each may
-    /// name tens of thousands, and memory grows with the number of backups only. A
-    /// [`Plan`]'s backup has its own.
+    /// Finished backups, oldest first by the time in their names, then by LSN. Without their
+    /// lists of objects: each may name tens of thousands, and memory grows with the number of
+    /// backups only. A [`Plan`]'s backup has its own.
     pub backups: Vec<Marker>,
     /// The history of every timeline that has one which can be read, and of timeline 1.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,

@@ -147,13 +147,24 @@ impl System {
 
     /// Which of the `links` of a chain is gone, or else about to be deleted.
     pub async fn lost_link(&self, links: &[BackupId]) -> Result<Option<LostLink>> {
+        self.look_at_links(links, |_| ()).await
+    }
+
+    /// The same, and `seen` gets the marker of each that is there, in their order.
+    pub async fn look_at_links(
+        &self,
+        links: &[BackupId],
+        mut seen: impl FnMut(Marker),
+    ) -> Result<Option<LostLink>> {
         let tombstones = self.repository().tombstones(self.cluster()).await?.read;
         let mut doomed = None;
         for id in links {
             let Some(marker) = self.marker_if_finished(id).await? else {
                 return Ok(Some(LostLink::Gone(id.clone())));
             };
-            doomed = doomed.or(LostLink::doomed(&marker?, &tombstones));
+            let marker = marker?;
+            doomed = doomed.or_else(|| LostLink::doomed(&marker, &tombstones));
+            seen(marker);
         }
         Ok(doomed)
     }

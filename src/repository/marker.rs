@@ -92,8 +92,8 @@ pub struct Marker {
     pub files: u64,
     /// Bytes of those files.
     pub plain_bytes: u64,
-    /// When the server's postmaster had started, by its own clock; absent where nothing is ever
-    /// taken on top of the backup. Page checksums can only have been switched since where it is
+    /// When the server's postmaster had started, by its own clock; absent from backups of older
+    /// versions. Page checksums can only have been switched since where it is
     /// another by now (up to PostgreSQL 18).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub postmaster_start_time: Option<Timestamp>,
@@ -230,13 +230,8 @@ impl Marker {
         newest.is_some_and(|newest| newest == backup.to_string())
     }
 
-    /// Whether both were merged from one chain: two that merged at the same moment.
-    pub fn is_same_merge(&self, other: &Marker) -> bool {
-        let newest = self.merged_backup();
-        newest.is_some() && newest == other.merged_backup()
-    }
-
-    fn merged_backup(&self) -> Option<&str> {
+    /// The newest of the chain that it was merged from, and so is the same as.
+    pub fn merged_backup(&self) -> Option<&str> {
         self.other.get(MERGED_FROM)?.get(0)?.as_str()
     }
 

@@ -214,11 +214,10 @@ fn judge(backups: &mut [BackupState]) {
         backup.good = backup.sound && marker.kind == BackupKind::Full;
     }
     // One full backup is not two because it was merged twice.
-    for at in 1..backups.len() {
-        let (before, behind) = backups.split_at_mut(at);
-        if let Some(backup) = before.last_mut() {
-            let mut behind = behind.iter();
-            backup.good &= !behind.any(|one| one.good && one.marker.is_same_merge(&backup.marker));
+    let mut merged = BTreeSet::new();
+    for backup in backups.iter_mut().rev().filter(|backup| backup.good) {
+        if let Some(newest) = backup.marker.merged_backup() {
+            backup.good = merged.insert(newest.to_owned());
         }
     }
 }

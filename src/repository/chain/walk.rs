@@ -1,6 +1,6 @@
 //! All that a backup holds, pack after pack: its directories and its last pack as well, and also
-//! where a backup is in no order. Memory is one index and the stored bytes of the next three, which are
-//! fetched meanwhile.
+//! where a backup is in no order. Memory is one index and the stored bytes of the next three,
+//! which are fetched meanwhile.
 
 use std::collections::VecDeque;
 use std::io::{BufReader, Read};
