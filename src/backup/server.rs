@@ -1,6 +1,7 @@
 //! What must be known of the server before a backup starts: that it is the one whose data
 //! directory we read, and that its WAL is archived.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -34,6 +35,8 @@ pub struct Answers {
     pub superuser: String,
     /// The databases, by their numbers.
     pub databases: Vec<Database>,
+    /// The tablespace of each of them, by their numbers.
+    tablespaces: HashMap<u32, u32>,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
     /// Whether it is a standby.
@@ -82,16 +85,7 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         .query_text("SELECT rolname FROM pg_roles WHERE oid = 10")
         .await?
         .ok_or_else(|| Error::failed("the server has no role with oid 10").at(client.place()))?;
-    let databases = client
-        .query_column("SELECT oid || ' ' || datname FROM pg_database ORDER BY oid")
-        .await?
-        .iter()
-        .filter_map(|row| {
-            let (oid, name) = row.split_once(' ')?;
-            let (oid, name) = (oid.parse().ok()?, name.to_owned());
-            Some(Database { oid, name })
-        })
-        .collect();
+    let (databases, tablespaces) = databases(client).await?;
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     Ok(Answers {
         server_version_num: client.server_version_num(),
@@ -100,9 +94,53 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         collations: collations(client).await?,
         superuser,
         databases,
+        tablespaces,
         logical_slots: client.query_column(slots).await?,
         standby,
     })
+}
+
+/// The databases, and the tablespace of each.
+async fn databases(client: &Client) -> Result<(Vec<Database>, HashMap<u32, u32>)> {
+    let query =
+        "SELECT oid || ' ' || dattablespace || ' ' || datname FROM pg_database ORDER BY oid";
+    let (mut databases, mut tablespaces) = (Vec::new(), HashMap::new());
+    for row in client.query_column(query).await? {
+        let unexpected = || Error::failed(format!("pg_database has {row:?}")).at(client.place());
+        let mut fields = row.splitn(3, ' ');
+        let mut number = || fields.next()?.parse::<u32>().ok();
+        let (oid, tablespace) = number().zip(number()).ok_or_else(unexpected)?;
+        let name = fields.next().ok_or_else(unexpected)?.to_owned();
+        databases.push(Database { oid, name });
+        tablespaces.insert(oid, tablespace);
+    }
+    Ok((databases, tablespaces))
+}
+
+/// Called when all files were read: each database must be in the tablespace where `answers`
+/// found it before the start.
+///
+/// Where one was moved meanwhile, recovery repeats that as a copy of its old directory
+/// (PostgreSQL 18, dbcommands.c, `dbase_redo`: "forcibly drop the target subdirectory if
+/// present, then re-copy the source data"), which the server may have removed before it was
+/// read: the database would be there, and empty.
+///
+/// # Errors
+/// A database was moved.
+pub async fn check_unmoved(client: &Client, answers: &Answers) -> Result<()> {
+    let (databases, tablespaces) = databases(client).await?;
+    let moved = databases.into_iter().find(|database| {
+        let before = answers.tablespaces.get(&database.oid);
+        before.is_some_and(|before| tablespaces.get(&database.oid) != Some(before))
+    });
+    match moved {
+        None => Ok(()),
+        Some(Database { oid, name }) => Err(Error::failed(format!(
+            "the database {name:?} (oid {oid}) went to another tablespace while the backup was \
+             taken: recovery from it could leave that database empty"
+        ))
+        .hint("take the backup again, and ALTER DATABASE … SET TABLESPACE before or after it")),
+    }
 }
 
 async fn collations(client: &Client) -> Result<Vec<CollationVersion>> {

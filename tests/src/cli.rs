@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 
 use crate::config::Config;
-use crate::process::{Run, Running};
+use crate::process::{Run, Running, wait_until};
 use crate::programs::Programs;
+use crate::site::PATIENCE;
 use crate::{Output, scratch};
 
 /// `seawall …`: `seawall(&config).args(["backup"]).run()`. Runs as PostgreSQL's user.
@@ -82,6 +83,16 @@ impl Call {
     #[track_caller]
     pub fn start(self) -> Running {
         self.complete().start()
+    }
+
+    /// Starts a backup and waits until all of it is stored but its WAL, which does not come.
+    #[track_caller]
+    pub fn start_without_wal(self) -> Running {
+        let running = self.start();
+        wait_until("it waits for WAL", PATIENCE, || {
+            running.stderr().contains("waiting for WAL")
+        });
+        running
     }
 
     fn complete(self) -> Run {

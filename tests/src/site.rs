@@ -11,7 +11,7 @@ use crate::postgres::{Builder, Cluster};
 use crate::process::Output;
 use crate::stored::Stored;
 use crate::version::PostgresVersion;
-use crate::{Config, ConfigFile, Repository, Scratch, Segment, segment, wait_until};
+use crate::{Config, ConfigFile, Repository, Scratch, Segment, judge, segment, wait_until};
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -188,6 +188,14 @@ impl Site {
     #[track_caller]
     pub fn adopt(&self, name: &str, to: &Path) -> Cluster {
         Cluster::adopt(self.cluster.version().clone(), &self.scratch, name, to)
+    }
+
+    /// What a killed restore left with a `pg_control`, which PostgreSQL would start, is whole:
+    /// nothing is missing but that its mark is taken away.
+    #[track_caller]
+    pub fn is_whole_but_for_the_mark(&self, to: &Path) {
+        let mark = "seawall-restore.json";
+        judge::verifybackup_without(self.cluster.version(), to, mark).must_pass();
     }
 
     /// Restores into `scratch`/`name`-data with these arguments and starts it.

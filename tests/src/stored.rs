@@ -160,3 +160,26 @@ impl Stored {
 pub fn digest(plain: &[u8]) -> String {
     blake3::hash(plain).to_hex()[..32].to_owned()
 }
+
+/// What kind of object a key names: how its file is called, without numbers, for parts of
+/// backups; those of incremental ones by themselves.
+pub fn class(key: &str) -> String {
+    let last = key.rsplit('/').next().unwrap_or(key);
+    if key.contains("/wal/") {
+        let class = match last {
+            last if last.contains(".history-") => "history",
+            // Written by pg_backup_stop, for people; nothing reads it.
+            last if last.contains(".backup-") => "label",
+            _ => "segment",
+        };
+        return class.to_owned();
+    }
+    if key.contains("/leases/") {
+        return "lease".to_owned();
+    }
+    let part = last.trim_start_matches(|c: char| c.is_ascii_digit());
+    match key.contains("-incr-") {
+        true => format!("incremental {part}"),
+        false => part.to_owned(),
+    }
+}

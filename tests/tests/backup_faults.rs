@@ -114,9 +114,7 @@ fn a_backup_whose_wal_does_not_arrive_fails_names_the_segment_and_does_not_count
     assert!(!to.exists());
     assert_eq!(sessions(&site), "0");
     // Repaired, the next one is complete, and the server's list of failures ends.
-    let command = seawall_tests::Programs::get().archive_command(&site.config);
-    site.cluster.configure("archive_command", &command);
-    site.cluster.reload();
+    site.cluster.archive_again(&site.config);
     site.backup();
     let list = listed(&site);
     assert_eq!(
@@ -175,16 +173,9 @@ fn a_killed_backup_does_not_count_and_the_next_one_is_complete() {
         });
     }
     // Killed when all its data is stored, and only its WAL is not.
-    site.cluster.configure("archive_command", "exit 1");
-    site.cluster.reload();
-    let running = site.seawall("backup").start();
-    wait_until("it waits for WAL", PATIENCE, || {
-        running.stderr().contains("waiting for WAL")
-    });
-    drop(running.kill());
-    let command = seawall_tests::Programs::get().archive_command(&site.config);
-    site.cluster.configure("archive_command", &command);
-    site.cluster.reload();
+    site.cluster.stop_archiving();
+    drop(site.seawall("backup").start_without_wal().kill());
+    site.cluster.archive_again(&site.config);
     let list = listed(&site);
     assert_eq!(count(&list["backups"]), 0);
     // Of those before, one may have stored a whole pack, too.
@@ -261,10 +252,7 @@ fn a_repository_that_loses_its_data_meanwhile_gets_no_marker() {
     let running = site
         .seawall("backup")
         .args(["--wal-timeout", "60s"])
-        .start();
-    wait_until("it waits for WAL", PATIENCE, || {
-        running.stderr().contains("waiting for WAL")
-    });
+        .start_without_wal();
     let index = site.near.keys_with("000001.index.zst");
     site.near.remove(&index[0]);
     let command = seawall_tests::Programs::get().archive_command(&site.config);
@@ -297,4 +285,51 @@ fn two_backups_at_once_are_both_complete() {
         site.restoring(&to).args(["--backup", id]).run().success();
         judge::verifybackup(site.cluster.version(), &to).must_pass();
     }
+}
+
+/// By files and over the protocol: what the server removes while it is read would be missing,
+/// and recovery begins with a copy of it.
+#[test]
+fn a_backup_during_which_a_database_moves_is_none_and_the_next_one_is_whole() {
+    let builder = Cluster::builder(PostgresVersion::find(15)).tablespace("other");
+    let site = Site::with(builder).start();
+    site.cluster.sql("CREATE DATABASE mobile");
+    site.cluster.sql_in(
+        "mobile",
+        "CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n",
+    );
+    site.cluster.create_seawall_role(true);
+    let distant = ConfigFile::new()
+        .distant("main", &site.cluster.connection("seawall"))
+        .repository(Repository::local("near", site.near.root()))
+        .write_to(&site.scratch.join("distant.toml"));
+    for (config, space) in [(&site.config, "other"), (&distant, "pg_default")] {
+        let call = seawall(config).args(["backup", "--bandwidth", "2MB"]);
+        let backup = call.start();
+        wait_until("the backup has begun", PATIENCE, || {
+            let begun = "SELECT (SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase ~ 'streaming')
+                 + (SELECT count(*) FROM pg_stat_activity
+                    WHERE state = 'idle' AND query ~ 'pg_backup_start' AND pid <> pg_backend_pid())";
+            site.cluster.sql(begun) == "1"
+        });
+        site.cluster
+            .sql(&format!("ALTER DATABASE mobile SET TABLESPACE {space}"));
+        let output = backup.wait().exits_with(1);
+        output.says("\"mobile\"").says("another tablespace");
+        assert_eq!(count(&listed(&site)["backups"]), 0);
+    }
+
+    site.seawall("backup").run().success();
+    site.cluster.archive_all(PATIENCE);
+    let dump = judge::dump(&site.cluster);
+    let spaces = site.scratch.join("spaces");
+    let args = [
+        "--tablespaces-under",
+        spaces.to_str().unwrap(),
+        "--action",
+        "promote",
+    ];
+    let mut restored = site.restore_and_start("again", &args);
+    judge::dump(&restored).must_equal(&dump);
+    judge::is_sound(&mut restored);
 }

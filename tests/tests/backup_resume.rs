@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use seawall_tests::cli::Call;
 use seawall_tests::judge;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{ConfigFile, Programs, Repository, Site, wait_until};
+use seawall_tests::{ConfigFile, Repository, Site, wait_until};
 
 /// A backup of many packs, to be completed.
 fn backing_up(site: &Site) -> Call {
@@ -36,17 +36,10 @@ fn interrupted() -> Site {
     );
     site.cluster.sql("VACUUM (FREEZE, ANALYZE)");
     site.cluster.archive_all(PATIENCE);
-    site.cluster.configure("archive_command", "exit 1");
-    site.cluster.reload();
+    site.cluster.stop_archiving();
     site.cluster.sql("CHECKPOINT");
-    let running = backing_up(&site).start();
-    wait_until("it waits for WAL", PATIENCE, || {
-        running.stderr().contains("waiting for WAL")
-    });
-    drop(running.kill());
-    let command = Programs::get().archive_command(&site.config);
-    site.cluster.configure("archive_command", &command);
-    site.cluster.reload();
+    drop(backing_up(&site).start_without_wal().kill());
+    site.cluster.archive_again(&site.config);
     site
 }
 

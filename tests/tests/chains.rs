@@ -78,7 +78,14 @@ fn link(site: &Site, workload: &mut Workload, kind: &str, rule: &str, number: us
     let call = site.seawall("backup").args(["--kind", kind, "--json"]);
     let backup = call.start();
     workload.steps(&site.cluster, 4);
-    let marker = backup.wait().success().json();
+    let mut output = backup.wait();
+    if output.code == 1 {
+        // Recovery would lose it: that is for the next backup, while nothing moves.
+        output.says("to another tablespace while");
+        let call = site.seawall("backup").args(["--kind", kind, "--json"]);
+        output = call.run();
+    }
+    let marker = output.success().json();
     assert_eq!(marker["kind"], kind, "{marker:#}");
     if kind == "incremental" {
         assert_eq!(marker["change_rule"], rule, "{marker:#}");

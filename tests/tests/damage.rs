@@ -21,35 +21,6 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
-/// What kind of object a key names.
-fn class(key: &str) -> &str {
-    let last = key.rsplit('/').next().unwrap();
-    if key.contains("/wal/") {
-        return match last {
-            last if last.contains(".history-") => "history",
-            // Written by pg_backup_stop, for people; nothing reads it.
-            last if last.contains(".backup-") => "label",
-            _ => "segment",
-        };
-    }
-    if key.contains("/leases/") {
-        // Left by restores: recovery goes on after them.
-        return "lease";
-    }
-    if key.contains("/backups/") {
-        return last.trim_start_matches(|c: char| c.is_ascii_digit());
-    }
-    last
-}
-
-/// What tells the objects of the two backups apart.
-fn kind(key: &str) -> &'static str {
-    match key.contains("-incr-") {
-        true => "incremental ",
-        false => "",
-    }
-}
-
 #[test]
 fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
     let mut seed = Seed::new();
@@ -70,11 +41,12 @@ fn one_wrong_bit_in_any_object_is_caught_or_changes_nothing_that_is_restored() {
     let segments = [&marker["wal"][0], &marker["wal"][1]].map(|name| name.as_str().unwrap());
     let mut classes: BTreeMap<String, String> = BTreeMap::new();
     for key in site.near.files() {
-        if class(&key) == "label" {
+        let class = stored::class(&key);
+        if class == "label" {
             continue;
         }
-        if class(&key) != "segment" || segments.iter().any(|name| key.contains(name)) {
-            classes.insert(format!("{}{}", kind(&key), class(&key)), key);
+        if class != "segment" || segments.iter().any(|name| key.contains(name)) {
+            classes.insert(class, key);
         }
     }
     let known = [

@@ -300,8 +300,7 @@ fn a_killed_restore_does_not_start_and_the_same_command_completes_it() {
         }
         killed += 1;
         if to.join("global/pg_control").exists() {
-            let mark = "seawall-restore.json";
-            judge::verifybackup_without(site.cluster.version(), &to, mark).must_pass();
+            site.is_whole_but_for_the_mark(&to);
         } else {
             let mut partial = site.adopt(&format!("partial{step}"), &to);
             assert!(

@@ -6,8 +6,8 @@ use seawall_tests::postgres::Builder;
 use seawall_tests::process::Running;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
-    Cluster, ConfigFile, Garage, Job, Output, PostgresVersion, Programs, Repository, Scratch, Site,
-    judge, pgbench, seawall, wait_until,
+    Cluster, ConfigFile, Garage, Job, Output, PostgresVersion, Repository, Scratch, Site, judge,
+    pgbench, seawall, wait_until,
 };
 use serde_json::Value;
 
@@ -73,20 +73,9 @@ fn waiting_backup(site: &mut Site) -> Running {
 
 /// The same with a backup of that kind.
 fn waiting(site: &mut Site, kind: &str) -> Running {
-    site.cluster.configure("archive_command", "exit 1");
-    site.cluster.reload();
+    site.cluster.stop_archiving();
     let call = site.seawall("backup").args(["--kind", kind]);
-    let running = call.start();
-    wait_until("it waits for WAL", PATIENCE, || {
-        running.stderr().contains("waiting for WAL")
-    });
-    running
-}
-
-fn archive_again(site: &mut Site) {
-    let command = Programs::get().archive_command(&site.config);
-    site.cluster.configure("archive_command", &command);
-    site.cluster.reload();
+    call.start_without_wal()
 }
 
 #[test]
@@ -162,7 +151,7 @@ fn expire_while_a_backup_runs_takes_nothing_that_it_needs() {
     }
     assert!(!site.near.keys_with(".tar.zst").is_empty());
     assert_eq!(backups(&site), [id(&first)]);
-    archive_again(&mut site);
+    site.cluster.archive_again(&site.config);
     running.wait().success();
     expire(&site);
     expire(&site);
@@ -194,7 +183,7 @@ fn a_backup_that_slept_until_it_was_named_for_deletion_does_not_become_one() {
             .len(),
         1
     );
-    archive_again(&mut site);
+    site.cluster.archive_again(&site.config);
     running.signal(Signal::SIGCONT);
     // All of it is there; the tombstone decides, before a marker is written.
     running
@@ -223,7 +212,7 @@ fn a_backup_that_slept_until_its_data_was_deleted_does_not_become_one() {
         1,
         "{gone:#}"
     );
-    archive_again(&mut site);
+    site.cluster.archive_again(&site.config);
     running.signal(Signal::SIGCONT);
     running.wait().exits_with(1).says("was not committed");
     assert_eq!(backups(&site), [id(&first)]);
@@ -408,7 +397,7 @@ fn asleep_on_a_parent() -> (Site, Value, Running, Value) {
     let full = site.backup();
     let mut running = waiting(&mut site, "incremental");
     running.signal(Signal::SIGSTOP);
-    archive_again(&mut site);
+    site.cluster.archive_again(&site.config);
     let newer = site.backup();
     (site, full, running, newer)
 }

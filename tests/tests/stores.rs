@@ -8,7 +8,7 @@ use seawall::storage::testing::{AzuriteServer, GoogleServer};
 use seawall::storage::{Store, StoreSettings};
 use seawall_tests::job::{Job, command_lines};
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Garage, Programs, Repository, Scratch, wait_until};
+use seawall_tests::{Garage, Repository, Scratch};
 
 /// A repository that is opened with exactly these settings.
 fn repository(name: &str, settings: &StoreSettings) -> Repository {
@@ -127,20 +127,13 @@ fn a_chain(job: &mut Job, scratch: &Scratch, repository: &str) {
         .sql("CREATE TABLE more AS SELECT n, md5(n::text) FROM generate_series(1, 60000) n");
     job.cluster.sql("VACUUM (FREEZE, ANALYZE); CHECKPOINT");
     job.cluster.archive_all(PATIENCE);
-    job.cluster.configure("archive_command", "exit 1");
-    job.cluster.reload();
+    job.cluster.stop_archiving();
     let backup = |job: &Job| {
         let call = seawall_tests::seawall(&job.config).arg("backup");
         job.complete(call.with(|run| run.env("SEAWALL_TEST_PACK_BYTES", "1000000")))
     };
-    let running = backup(job).start();
-    wait_until("it waits for WAL", PATIENCE, || {
-        running.stderr().contains("waiting for WAL")
-    });
-    drop(running.kill());
-    let command = Programs::get().archive_command(&job.config);
-    job.cluster.configure("archive_command", &command);
-    job.cluster.reload();
+    drop(backup(job).start_without_wal().kill());
+    job.cluster.archive_again(&job.config);
     let resumed = backup(job).run().success();
     resumed.says("were taken over");
     job.cluster

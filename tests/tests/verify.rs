@@ -8,7 +8,7 @@ use seawall::storage::{Options, Store, StoreSettings};
 use seawall_tests::postgres::Stop;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
-    Cluster, ConfigFile, Garage, Output, PostgresVersion, Scratch, Seed, Site, seawall,
+    Cluster, ConfigFile, Garage, Output, PostgresVersion, Scratch, Seed, Site, seawall, stored,
 };
 
 /// The findings of all backups in a report.
@@ -22,26 +22,6 @@ fn findings(output: &Output) -> Vec<serde_json::Value> {
     backups
         .flat_map(|backup| backup["findings"].as_array().unwrap().clone())
         .collect()
-}
-
-/// What kind of object a key names.
-fn class(key: &str) -> &str {
-    let last = key.rsplit('/').next().unwrap();
-    if key.contains("/wal/") {
-        return match last.contains(".history-") {
-            true => "history",
-            false => "segment",
-        };
-    }
-    last.trim_start_matches(|c: char| c.is_ascii_digit())
-}
-
-/// What tells the objects of the two backups apart.
-fn kind(key: &str) -> &'static str {
-    match key.contains("-incr-") {
-        true => "incremental ",
-        false => "",
-    }
 }
 
 #[test]
@@ -65,12 +45,12 @@ fn one_wrong_byte_in_any_class_of_object_is_found_and_named() {
     let own = [&marker["wal"][0], &marker["wal"][1]].map(|name| name.as_str().unwrap());
     let mut classes: BTreeMap<String, String> = BTreeMap::new();
     for key in site.near.files() {
-        let name = class(&key);
-        if key.contains("/leases/") || key.contains(".backup-") {
+        let class = stored::class(&key);
+        if class == "lease" || class == "label" {
             continue;
         }
-        if name != "segment" || own.iter().any(|own| key.contains(own)) {
-            classes.insert(format!("{}{name}", kind(&key)), key);
+        if class != "segment" || own.iter().any(|own| key.contains(own)) {
+            classes.insert(class, key);
         }
     }
     let known = [

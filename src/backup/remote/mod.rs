@@ -185,6 +185,7 @@ async fn run(
         Ok((streamed, sums, manifest))
     })
     .await?;
+    server::check_unmoved(client, &source.answers).await?;
     let (stop_time, next_xid) = client.clock_and_next_xid().await?;
 
     let streamed = Arc::new(streamed);

@@ -160,6 +160,21 @@ impl Cluster {
         self.configure("archive_command", &command);
     }
 
+    /// Lets a running cluster archive nothing more: its command fails.
+    #[track_caller]
+    pub fn stop_archiving(&mut self) {
+        self.configure("archive_command", "exit 1");
+        self.reload();
+    }
+
+    /// Lets a running cluster archive through `seawall-archive` again.
+    #[track_caller]
+    pub fn archive_again(&mut self, config: &Config) {
+        let command = Programs::get().archive_command(config);
+        self.configure("archive_command", &command);
+        self.reload();
+    }
+
     /// Adds a line to a file of the configuration directory.
     #[track_caller]
     pub fn append(&mut self, file: &str, line: &str) {
