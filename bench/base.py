@@ -250,17 +250,35 @@ class Results:
         print(flush=True)
 
 
+class Turns:
+    """The results of each kind of work."""
+
+    def __init__(self):
+        self.full, self.restored, self.delta = Results(), Results(), Results()
+        self.same, self.changed, self.chain = Results(), Results(), Results()
+
+    def all(self):
+        return vars(self).values()
+
+    def print(self, where):
+        self.full.print(f"Full backup to {where}")
+        self.restored.print(f"Restore from {where}")
+        self.delta.print(f"Restore over an unchanged directory, from {where}")
+        self.same.print(f"Incremental backup with nothing changed, to {where}")
+        self.changed.print(f"Incremental backup with one row changed in one page of a hundred, to {where}")
+        self.chain.print(f"Restore of a chain of {LINKS} from {where}")
+
+
 def contest(cluster, scratch, programs, runs, store, where, say, goals):
     """Full backups, restores, incremental backups and delta restores, all in turn."""
-    full, restored, delta, chain = Results(), Results(), Results(), Results()
-    same, changed = Results(), Results()
+    turns = Turns()
     for number in range(runs):
         for contestant in contestants(programs, store):
-            arena = Arena(scratch / f"{'s3' if store else 'files'}-{number}-{len(full.costs)}-{abs(hash(contestant.name)) % 9999}",
+            arena = Arena(scratch / f"{'s3' if store else 'files'}-{number}-{len(turns.full.costs)}-{abs(hash(contestant.name)) % 9999}",
                           store, cluster.data)
             try:
                 say(f"run {number + 1}, {contestant.name}, {where}")
-                one_turn(contestant, arena, cluster, full, restored, delta, same, changed, chain)
+                one_turn(contestant, arena, cluster, turns)
             finally:
                 arena.close()
         if not store:
@@ -271,34 +289,29 @@ def contest(cluster, scratch, programs, runs, store, where, say, goals):
                 # Without WAL, which no contestant writes either.
                 words = ["sh", "-c", f"mkdir {target} && cd {cluster.data} && "
                          f"ls | grep -vx pg_wal | xargs -I NAME cp -r NAME {target}/ && sync -f {target}"]
-                restored.add(COPY, timed(words, {}))
+                turns.restored.add(COPY, timed(words, {}))
             finally:
                 arena.close()
-    full.print(f"Full backup to {where}")
-    restored.print(f"Restore from {where}")
-    delta.print(f"Restore over an unchanged directory, from {where}")
-    same.print(f"Incremental backup with nothing changed, to {where}")
-    changed.print(f"Incremental backup with one row changed in one page of a hundred, to {where}")
-    chain.print(f"Restore of a chain of {LINKS} from {where}")
-    goals.base(where, full, restored, delta, same, changed, chain, cluster.bytes())
+    turns.print(where)
+    goals.base(where, turns, cluster.bytes())
 
 
-def one_turn(contestant, arena, cluster, full, restored, delta, same, changed, chain):
+def one_turn(contestant, arena, cluster, turns):
     contestant.prepare(arena, cluster)
     cluster.psql("CHECKPOINT")
     settle()
     cost = timed(contestant.backup(arena), arena.environment)
     size = None if arena.store else contestant.stored_newest(arena)
-    full.add(contestant.name, cost, size)
+    turns.full.add(contestant.name, cost, size)
     if not hasattr(contestant, "restore"):
         return
     target = arena.path / "restored"
     settle()
-    restored.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
+    turns.restored.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
     settle()
-    delta.add(contestant.name, timed(contestant.restore(arena, target, delta=True), arena.environment))
+    turns.delta.add(contestant.name, timed(contestant.restore(arena, target, delta=True), arena.environment))
     shutil.rmtree(target)
-    for results, change in ((same, lambda: None), (changed, cluster.change_one_percent)):
+    for results, change in ((turns.same, lambda: None), (turns.changed, cluster.change_one_percent)):
         change()
         cluster.psql("CHECKPOINT")
         settle()
@@ -308,7 +321,7 @@ def one_turn(contestant, arena, cluster, full, restored, delta, same, changed, c
         cluster.change_one_percent()
         timed(contestant.incremental(arena), arena.environment)
     settle()
-    chain.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
+    turns.chain.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
 
 
 def summaries(scratch, kept, gigabytes, programs, runs, say, goals):

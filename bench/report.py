@@ -135,9 +135,10 @@ class Goals:
         of = lambda name: statistics.median(run["replayed"] for run in costs[name])
         self.at_most("a server's recovery over one with cp", 1.1, of(DEFAULT) / of("cp"))
 
-    def base(self, where, full, restored, delta, same, changed, chain, size):
+    def base(self, where, turns, size):
         """Base backups: `size` is that of the data directory in bytes."""
         ours, ours_3 = base.SEAWALL, base.SEAWALL_3
+        full, restored = turns.full, turns.restored
         peers = [name for name in full.costs if "Seawall" not in name and "limit" not in name]
         peer, limit = full.fastest(peers), full.fastest([n for n in full.costs if "limit" in n and "zstd -1" in n])
         if peer:
@@ -152,17 +153,17 @@ class Goals:
         if base.COPY in restored.costs:
             self.at_most(f"restore from {where}: time over cp -r and sync", 1.25,
                          restored.median(ours) / restored.median(base.COPY))
-        peer = delta.fastest([base.REST_3, base.REST_1])
+        peer = turns.delta.fastest([base.REST_3, base.REST_1])
         if peer:
             self.at_most(f"restore over an unchanged directory, {where}: time over the fastest peer's",
-                         1, delta.median(ours) / peer)
+                         1, turns.delta.median(ours) / peer)
         self.at_most(f"incremental backup to {where}, nothing changed: seconds a 3 GB", 1,
-                     same.median(ours) * 3e9 / size, " s")
-        if changed.sizes.get(ours):
+                     turns.same.median(ours) * 3e9 / size, " s")
+        if turns.changed.sizes.get(ours):
             self.at_most(f"incremental backup to {where}, 1 % of the pages changed: size over the full one's",
-                         0.03, changed.sizes[ours] / full.sizes[ours])
+                         0.03, turns.changed.sizes[ours] / full.sizes[ours])
         self.at_most(f"restore of a chain of {base.LINKS} from {where}: time over a full backup's", 1.15,
-                     chain.median(ours) / restored.median(ours))
-        worst = max(max(cost.largest, cost.together) for results in (full, restored, delta, same, changed, chain)
+                     turns.chain.median(ours) / restored.median(ours))
+        worst = max(max(cost.largest, cost.together) for results in turns.all()
                     for cost in results.costs[ours])
         self.at_most(f"base backups and restores, {where}: memory of Seawall", 256, worst / MIB, " MiB")
