@@ -9,8 +9,7 @@
 
 mod schedule;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,7 +31,7 @@ use crate::delta;
 use crate::manifest::NewManifest;
 use crate::objects::{blocking, create};
 use crate::only::Only;
-use crate::write::Writer;
+use crate::write::{Buffer, Destination, Writer};
 use schedule::{PART_SIZE, Schedule, Split, Work, WrittenPart};
 
 /// What was written.
@@ -175,7 +174,7 @@ impl Shared {
         let mut worker = Worker {
             shared: self,
             written: Written::default(),
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
         };
         // Held while waiting: the others wait for the same.
         let next = || lock(receiver).blocking_recv();
@@ -220,7 +219,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Worker<'a> {
     shared: &'a Shared,
     written: Written,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Worker<'_> {
@@ -265,7 +264,7 @@ impl Worker<'_> {
             return Ok(false);
         }
         let waiter = &self.shared.waiter;
-        let there = delta::crc32c_if_already(&path, file, &mut self.buffer, waiter)?;
+        let there = delta::crc32c_if_already(&path, file, self.buffer.as_vec(), waiter)?;
         let Some(crc32c) = there else {
             return Ok(false);
         };
@@ -294,7 +293,13 @@ impl Worker<'_> {
                 let content = reader.read_small(part)?;
                 let content = label::without_increment(&content);
                 let target = create(&path, file.mode)?;
-                let mut writer = Writer::new(&target, &path, 0, &mut self.buffer);
+                let to = Destination {
+                    file: &target,
+                    path: &path,
+                    direct: None,
+                    compare: false,
+                };
+                let mut writer = Writer::new(to, 0, &mut self.buffer);
                 writer.push(&content)?;
                 self.written.wrote += writer.finish()?;
                 self.done(file, content.len() as u64, crc32c::crc32c(&content))?;
@@ -308,7 +313,13 @@ impl Worker<'_> {
                     (false, false) => create(&path, file.mode)?,
                 };
                 self.written.wrote += started.elapsed();
-                let (hasher, crc) = self.copy(reader, part, &target, &path, in_place)?;
+                let to = Destination {
+                    file: &target,
+                    path: &path,
+                    direct: None,
+                    compare: in_place,
+                };
+                let (hasher, crc) = self.copy(reader, part, to)?;
                 if let Some(hasher) = hasher {
                     file.verify(hasher.finish())?;
                 }
@@ -318,20 +329,16 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Writes a part to its place in `target`, which lies at `path`: only the blocks that differ
-    /// from those there if it is to `compare`. What its bytes come to, and their CRC-32C where
-    /// anybody wants to know.
+    /// Writes a part to its place. What its bytes come to, and their CRC-32C where anybody wants
+    /// to know.
     fn copy(
         &mut self,
         reader: &mut Reader,
         part: &Part,
-        target: &File,
-        path: &Path,
-        compare: bool,
+        to: Destination<'_>,
     ) -> Result<(Option<PlainHasher>, u32)> {
         let start = part.range.start;
-        let mut writer = Writer::new(target, path, start, &mut self.buffer);
-        writer.compare(compare);
+        let mut writer = Writer::new(to, start, &mut self.buffer);
         // What is put together from several backups has no digest to compare with.
         let mut hasher = part.file.digest.map(|_| PlainHasher::of_part(start));
         let mut crc = 0;
@@ -359,8 +366,13 @@ impl Worker<'_> {
     ) -> Result<()> {
         let mut reader = self.reader(reader, parts)?;
         for part in parts {
-            let delta = self.shared.means.delta;
-            let (hasher, crc) = self.copy(&mut reader, part, &split.file, &split.path, delta)?;
+            let to = Destination {
+                file: &split.file,
+                path: &split.path,
+                direct: split.direct.as_ref(),
+                compare: self.shared.means.delta,
+            };
+            let (hasher, crc) = self.copy(&mut reader, part, to)?;
             self.shared.means.progress.add(part.size());
             self.written.plain_bytes += part.size();
             lock(&split.parts)[number] = Some(WrittenPart {

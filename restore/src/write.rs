@@ -1,10 +1,12 @@
 //! Writing one file, or a part of one, in large pieces.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use seawall::error::{IoContext, Result};
 
 /// Small pieces are gathered up to so many bytes.
@@ -13,44 +15,112 @@ const BUFFER: usize = 1 << 20;
 /// Pieces of so many bytes are written as they come.
 const LARGE: usize = 128 << 10;
 
+/// What is written past the page cache lies at a multiple of so many bytes, in memory and in
+/// the file, and is as long: enough for every disk that there is.
+const ALIGNMENT: usize = 4096;
+
+/// Bytes that are gathered at an aligned place.
+#[derive(Default)]
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.reserve(BUFFER + ALIGNMENT);
+        self.start = self.bytes.as_ptr().align_offset(ALIGNMENT);
+        self.bytes.resize(self.start, 0);
+    }
+
+    fn content(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// Takes as much as there is room for. Returns the rest.
+    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let room = BUFFER - self.content().len();
+        let (now, later) = bytes.split_at(room.min(bytes.len()));
+        self.bytes.extend_from_slice(now);
+        later
+    }
+
+    /// Its memory, for other use meanwhile.
+    pub(crate) fn as_vec(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+/// A large new file that is opened once more, to be written past the page cache: the kernel
+/// neither copies its bytes nor lets them push others out, and several threads write at once.
+///
+/// None where the file system knows no such thing, or cannot set space aside: writing then
+/// goes the ordinary way.
+///
+/// # Errors
+/// The disk has no room for it.
+pub(crate) fn open_direct(file: &File, path: &Path, size: u64) -> Result<Option<File>> {
+    // Where a file grows, or is without blocks, threads would wait for each other.
+    let length = i64::try_from(size).unwrap_or(i64::MAX);
+    match fallocate(file, FallocateFlags::empty(), 0, length) {
+        Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG | Errno::EIO)) => {
+            return Err(std::io::Error::from(error)).on("set space aside for", path);
+        }
+        Err(_) => return Ok(None),
+        Ok(()) => {}
+    }
+    let opened = File::options()
+        .write(true)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(path);
+    Ok(opened.ok())
+}
+
+/// Where bytes go.
+pub(crate) struct Destination<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) path: &'a Path,
+    /// What [`open_direct`] made of it.
+    pub(crate) direct: Option<&'a File>,
+    /// It may have them already: then they are not written again.
+    pub(crate) compare: bool,
+}
+
 /// Writes what it is given, one byte after the other, from a position on.
 pub(crate) struct Writer<'a> {
-    file: &'a File,
-    path: &'a Path,
+    to: Destination<'a>,
     at: u64,
-    buffer: &'a mut Vec<u8>,
-    /// What the file has already, where that may be what is to be written.
-    there: Option<Vec<u8>>,
+    buffer: &'a mut Buffer,
+    /// What the file has already.
+    there: Vec<u8>,
     wrote: Duration,
 }
 
 impl<'a> Writer<'a> {
     /// Begins at byte `at`. `buffer` is used, and empty afterwards.
-    pub(crate) fn new(file: &'a File, path: &'a Path, at: u64, buffer: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn new(to: Destination<'a>, at: u64, buffer: &'a mut Buffer) -> Self {
         buffer.clear();
         Self {
-            file,
-            path,
+            to,
             at,
             buffer,
-            there: None,
+            there: Vec::new(),
             wrote: Duration::ZERO,
         }
     }
 
-    /// Whether pieces that the file has already are not written again.
-    pub(crate) fn compare(&mut self, compare: bool) {
-        self.there = compare.then(Vec::new);
-    }
-
     /// The next bytes.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.buffer.is_empty() && bytes.len() >= LARGE {
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let as_they_come = self.to.direct.is_none() && self.buffer.content().is_empty();
+        if as_they_come && bytes.len() >= LARGE {
             return self.put(bytes);
         }
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= BUFFER {
-            self.flush()?;
+        while !bytes.is_empty() {
+            bytes = self.buffer.fill(bytes);
+            if self.buffer.content().len() == BUFFER {
+                self.flush()?;
+            }
         }
         Ok(())
     }
@@ -63,7 +133,7 @@ impl<'a> Writer<'a> {
 
     fn flush(&mut self) -> Result<()> {
         let mut gathered = std::mem::take(self.buffer);
-        let put = self.put(&gathered);
+        let put = self.put(gathered.content());
         gathered.clear();
         *self.buffer = gathered;
         put
@@ -72,22 +142,46 @@ impl<'a> Writer<'a> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let started = Instant::now();
         if !self.is_there(bytes)? {
-            let written = self.file.write_all_at(bytes, self.at);
-            written.on("write", self.path)?;
+            let done = self.put_directly(bytes).on("write", self.to.path)?;
+            let written = self
+                .to
+                .file
+                .write_all_at(&bytes[done..], self.at + done as u64);
+            written.on("write", self.to.path)?;
         }
         self.at += bytes.len() as u64;
         self.wrote += started.elapsed();
         Ok(())
     }
 
-    fn is_there(&mut self, bytes: &[u8]) -> Result<bool> {
-        let Some(there) = &mut self.there else {
-            return Ok(false);
+    /// Writes past the page cache what can be. Returns how many bytes that were.
+    fn put_directly(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let aligned = bytes.len() / ALIGNMENT * ALIGNMENT;
+        let Some(direct) = self.to.direct else {
+            return Ok(0);
         };
-        there.resize(bytes.len(), 0);
-        match self.file.read_exact_at(there, self.at) {
+        if aligned == 0 || !self.at.is_multiple_of(ALIGNMENT as u64) {
+            return Ok(0);
+        }
+        match direct.write_all_at(&bytes[..aligned], self.at) {
+            Ok(()) => Ok(aligned),
+            // A file system that wants another alignment.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                self.to.direct = None;
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_there(&mut self, bytes: &[u8]) -> Result<bool> {
+        if !self.to.compare {
+            return Ok(false);
+        }
+        self.there.resize(bytes.len(), 0);
+        match self.to.file.read_exact_at(&mut self.there, self.at) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            read => read.on("read", self.path).map(|()| there == bytes),
+            read => read.on("read", self.to.path).map(|()| self.there == bytes),
         }
     }
 }
@@ -100,17 +194,27 @@ mod tests {
     fn pieces_of_any_size_arrive_in_order_and_what_is_there_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("f");
-        let content: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
+        let content: Vec<u8> = (0..3_000_001u32).map(|i| (i / 7) as u8).collect();
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .open(&path)
             .unwrap();
-        for compare in [false, true] {
-            let mut buffer = Vec::new();
-            let mut writer = Writer::new(&file, &path, 0, &mut buffer);
-            writer.compare(compare);
+        let past_the_cache = open_direct(&file, &path, content.len() as u64).unwrap();
+        for (compare, direct) in [
+            (false, None),
+            (true, None),
+            (false, past_the_cache.as_ref()),
+        ] {
+            let mut buffer = Buffer::default();
+            let to = Destination {
+                file: &file,
+                path: &path,
+                direct,
+                compare,
+            };
+            let mut writer = Writer::new(to, 0, &mut buffer);
             let mut rest = &content[..];
             for size in [1, 8192, 200_000, 5, 1_500_000, 8192, usize::MAX] {
                 let (now, later) = rest.split_at(size.min(rest.len()));

@@ -51,8 +51,7 @@ impl Guest {
         let mut cluster = change(builder).create_in(&scratch, "main");
         let drills = scratch.directory("drills");
         scratch.directory("t");
-        // The wheel with PostgreSQL 18 holds a pg_verifybackup that crashes; pg_amcheck takes
-        // long, and other tests look at it.
+        // pg_verifybackup and pg_amcheck take long, and other tests look at them.
         let programs = scratch.directory("programs");
         let config = ConfigFile::new()
             .cluster(&cluster)

@@ -179,11 +179,5 @@ pub fn verifybackup_without(
         .arg(directory)
         .timeout(Duration::from_secs(600))
         .run();
-    if version.major == 18 && output.code > 128 {
-        return Judgement::NotTested(format!(
-            "pg_verifybackup of this build of {version} crashes (exit code {})",
-            output.code
-        ));
-    }
     Judgement::of(output)
 }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::Shared;
 use crate::delta;
 use crate::objects::{create, make_directory, set_mode};
+use crate::write::open_direct;
 
 /// A work holds about so many bytes, and a larger file is cut into parts of exactly so many: a
 /// power of two, as [`Subtree`] wants it.
@@ -34,6 +35,8 @@ pub(super) struct Work {
 /// A file whose parts are written by several threads.
 pub(super) struct Split {
     pub(super) file: File,
+    /// The same, to be written past the page cache.
+    pub(super) direct: Option<File>,
     pub(super) path: PathBuf,
     pub(super) whole: Arc<ChainFile>,
     /// Those that are written.
@@ -110,10 +113,15 @@ impl<'a> Schedule<'a> {
             true => delta::open_in_place(&path, file.mode, file.size)?,
             false => create(&path, file.mode)?,
         };
+        let direct = match self.shared.means.delta {
+            true => None,
+            false => open_direct(&opened, &path, file.size)?,
+        };
         let count = file.size.div_ceil(PART_SIZE) as usize;
         let whole = Arc::new(file);
         let split = Arc::new(Split {
             file: opened,
+            direct,
             path,
             whole: Arc::clone(&whole),
             parts: Mutex::new(vec![None; count]),
