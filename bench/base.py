@@ -220,6 +220,29 @@ def settle():
     os.sync()
 
 
+def forget(directory):
+    """None of the directory is in the page cache."""
+    settle()
+    for file in opened(directory):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def remember(directory):
+    """All of it is."""
+    settle()
+    for file in opened(directory):
+        while os.read(file, 1 << 20):
+            pass
+
+
+def opened(directory):
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            file = os.open(os.path.join(parent, name), os.O_RDONLY)
+            yield file
+            os.close(file)
+
+
 class Results:
     """Costs by contestant for one kind of work."""
 
@@ -254,7 +277,8 @@ class Turns:
     """The results of each kind of work."""
 
     def __init__(self):
-        self.full, self.restored, self.delta = Results(), Results(), Results()
+        self.full, self.restored = Results(), Results()
+        self.cold, self.warm = Results(), Results()
         self.same, self.changed, self.chain = Results(), Results(), Results()
 
     def all(self):
@@ -263,7 +287,8 @@ class Turns:
     def print(self, where):
         self.full.print(f"Full backup to {where}")
         self.restored.print(f"Restore from {where}")
-        self.delta.print(f"Restore over an unchanged directory, from {where}")
+        self.cold.print(f"Restore over an unchanged directory that is on disk, from {where}")
+        self.warm.print(f"Restore over an unchanged directory that is in memory, from {where}")
         self.same.print(f"Incremental backup with nothing changed, to {where}")
         self.changed.print(f"Incremental backup with one row changed in one page of a hundred, to {where}")
         self.chain.print(f"Restore of a chain of {LINKS} from {where}")
@@ -308,8 +333,9 @@ def one_turn(contestant, arena, cluster, turns):
     target = arena.path / "restored"
     settle()
     turns.restored.add(contestant.name, timed(contestant.restore(arena, target), arena.environment))
-    settle()
-    turns.delta.add(contestant.name, timed(contestant.restore(arena, target, delta=True), arena.environment))
+    for results, prepare in ((turns.cold, forget), (turns.warm, remember)):
+        prepare(target)
+        results.add(contestant.name, timed(contestant.restore(arena, target, delta=True), arena.environment))
     shutil.rmtree(target)
     for results, change in ((turns.same, lambda: None), (turns.changed, cluster.change_one_percent)):
         change()

@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,16 +22,14 @@ use seawall::repository::waiter::Waiter;
 use crate::engine::is_left_out;
 use crate::objects::{blocking, create, remove, set_mode};
 use crate::target::is_ours;
-
-/// Bytes that are read at once.
-const BUFFER: usize = 1 << 20;
+use crate::write::{Buffer, read_through};
 
 /// The CRC-32C of `path` if it is a file of exactly the content of `file`. Its mode is then made
 /// right.
 pub(crate) fn crc32c_if_already(
     path: &Path,
     file: &ChainFile,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
     waiter: &Waiter,
 ) -> Result<Option<u32>> {
     let Some(digest) = file.digest else {
@@ -45,7 +42,8 @@ pub(crate) fn crc32c_if_already(
         return Ok(None);
     }
     let (mut hasher, mut crc) = (PlainHasher::default(), 0);
-    read(path, buffer, |bytes| {
+    let opened = without_following().open(path).on("open", path)?;
+    read_through(&opened, path, buffer, |bytes| {
         hasher.update(bytes);
         crc = crc32c::crc32c_append(crc, bytes);
         waiter.check()
@@ -99,23 +97,6 @@ fn without_following() -> OpenOptions {
     options.read(true);
     options.custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
     options
-}
-
-fn read(
-    path: &Path,
-    buffer: &mut Vec<u8>,
-    mut take: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut file = without_following().open(path).on("open", path)?;
-    buffer.resize(BUFFER, 0);
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => take(&buffer[..count])?,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).on("read", path),
-        }
-    }
 }
 
 /// Removes every link and special file below `directory`, which is itself none.

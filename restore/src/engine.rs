@@ -264,7 +264,7 @@ impl Worker<'_> {
             return Ok(false);
         }
         let waiter = &self.shared.waiter;
-        let there = delta::crc32c_if_already(&path, file, self.buffer.as_vec(), waiter)?;
+        let there = delta::crc32c_if_already(&path, file, &mut self.buffer, waiter)?;
         let Some(crc32c) = there else {
             return Ok(false);
         };

@@ -1,6 +1,6 @@
-//! Writing one file, or a part of one, in large pieces.
+//! Writing one file, or a part of one, in large pieces; and reading one.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -46,9 +46,13 @@ impl Buffer {
         later
     }
 
-    /// Its memory, for other use meanwhile.
-    pub(crate) fn as_vec(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+    /// All of it, for reading into.
+    pub(crate) fn whole(&mut self) -> &mut [u8] {
+        if self.content().len() != BUFFER {
+            self.clear();
+            self.bytes.resize(self.start + BUFFER, 0);
+        }
+        &mut self.bytes[self.start..]
     }
 }
 
@@ -70,11 +74,56 @@ pub(crate) fn open_direct(file: &File, path: &Path, size: u64) -> Result<Option<
         Err(_) => return Ok(None),
         Ok(()) => {}
     }
-    let opened = File::options()
-        .write(true)
-        .custom_flags(OFlag::O_DIRECT.bits())
-        .open(path);
-    Ok(opened.ok())
+    Ok(reopen_direct(path, File::options().write(true)))
+}
+
+fn reopen_direct(path: &Path, options: &mut OpenOptions) -> Option<File> {
+    let flags = OFlag::O_DIRECT | OFlag::O_NOFOLLOW;
+    options.custom_flags(flags.bits()).open(path).ok()
+}
+
+/// Reads a file from its beginning to its end, past the page cache where it is large and not
+/// in there, so that nothing else is pushed out.
+pub(crate) fn read_through(
+    file: &File,
+    path: &Path,
+    buffer: &mut Buffer,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let size = file.metadata().on("look at", path)?.len();
+    let mut direct = match size > BUFFER as u64 && !is_cached(file, size / 2) {
+        true => reopen_direct(path, File::options().read(true)),
+        false => None,
+    };
+    let mut at = 0;
+    let buffer = buffer.whole();
+    loop {
+        match direct.as_ref().unwrap_or(file).read_at(buffer, at) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                take(&buffer[..count])?;
+                at += count as u64;
+                // The end of the file; what is behind an odd place must be read the ordinary way.
+                if count % ALIGNMENT != 0 {
+                    direct = None;
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if direct.is_some() && error.kind() == std::io::ErrorKind::InvalidInput => {
+                direct = None;
+            }
+            Err(error) => return Err(error).on("read", path),
+        }
+    }
+}
+
+/// Whether the byte at that place can be read without asking the disk. Where the file system
+/// cannot say, it is taken to be so.
+fn is_cached(file: &File, at: u64) -> bool {
+    let mut byte = [0];
+    let into = &mut [std::io::IoSliceMut::new(&mut byte)];
+    let read = rustix::io::preadv2(file, into, at, rustix::io::ReadWriteFlags::NOWAIT);
+    read != Err(rustix::io::Errno::AGAIN)
 }
 
 /// Where bytes go.
@@ -222,6 +271,13 @@ mod tests {
                 rest = later;
             }
             writer.finish().unwrap();
+            let mut read = Vec::new();
+            read_through(&file, &path, &mut buffer, |bytes| {
+                read.extend_from_slice(bytes);
+                Ok(())
+            })
+            .unwrap();
+            assert!(read == content);
             assert!(std::fs::read(&path).unwrap() == content);
             file.write_all_at(b"damage", 1_000_000).unwrap();
         }
