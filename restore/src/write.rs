@@ -3,10 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use seawall::error::{IoContext, Result};
 
 /// Small pieces are gathered up to so many bytes.
@@ -59,22 +60,26 @@ impl Buffer {
 /// A large new file that is opened once more, to be written past the page cache: the kernel
 /// neither copies its bytes nor lets them push others out, and several threads write at once.
 ///
-/// None where the file system knows no such thing, or cannot set space aside: writing then
-/// goes the ordinary way.
+/// None on file systems of which that is not known: writing then goes the ordinary way. (btrfs
+/// does not compress where space was set aside, ZFS wants more of it than there may be.)
 ///
 /// # Errors
 /// The disk has no room for it.
 pub(crate) fn open_direct(file: &File, path: &Path, size: u64) -> Result<Option<File>> {
+    let kind = fstatfs(file).map(|found| found.filesystem_type());
+    if !matches!(kind, Ok(EXT4_SUPER_MAGIC | XFS_SUPER_MAGIC)) {
+        return Ok(None);
+    }
+    let Some(opened) = reopen_direct(path, File::options().write(true)) else {
+        return Ok(None);
+    };
     // Where a file grows, or is without blocks, threads would wait for each other.
     let length = i64::try_from(size).unwrap_or(i64::MAX);
     match fallocate(file, FallocateFlags::empty(), 0, length) {
-        Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG | Errno::EIO)) => {
-            return Err(std::io::Error::from(error)).on("set space aside for", path);
-        }
-        Err(_) => return Ok(None),
-        Ok(()) => {}
+        Ok(()) => Ok(Some(opened)),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(None),
+        Err(error) => Err(std::io::Error::from(error)).on("set space aside for", path),
     }
-    Ok(reopen_direct(path, File::options().write(true)))
 }
 
 fn reopen_direct(path: &Path, options: &mut OpenOptions) -> Option<File> {
@@ -91,7 +96,10 @@ pub(crate) fn read_through(
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let size = file.metadata().on("look at", path)?.len();
-    let mut direct = match size > BUFFER as u64 && !is_cached(file, size / 2) {
+    // Looking brings what is near into memory: not twice at the same place.
+    let anywhere = SystemTime::now().duration_since(UNIX_EPOCH);
+    let anywhere = anywhere.map_or(0, |now| u64::from(now.subsec_nanos()));
+    let mut direct = match size > BUFFER as u64 && !is_cached(file, anywhere % size) {
         true => reopen_direct(path, File::options().read(true)),
         false => None,
     };
@@ -251,6 +259,9 @@ mod tests {
             .open(&path)
             .unwrap();
         let past_the_cache = open_direct(&file, &path, content.len() as u64).unwrap();
+        let kind = fstatfs(&file).unwrap().filesystem_type();
+        let should = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&kind);
+        assert_eq!(past_the_cache.is_some(), should);
         for (compare, direct) in [
             (false, None),
             (true, None),

@@ -138,6 +138,7 @@ async fn write(
             settings.compression,
             progress.clone(),
             waiter,
+            settings.jobs,
         ),
         block_size: newest.block_size,
     };

@@ -55,7 +55,7 @@ use packer::tree::TreePacker;
 use pages::Pages;
 use resume::Earlier;
 use scan::Tree;
-use server::Source;
+use server::{Places, Source};
 use sums::Sums;
 
 /// What a backup needs to know.
@@ -180,6 +180,7 @@ async fn run(
     let repository = system.repository();
     tracing::info!("backup {id} begins: waiting for a checkpoint");
     let start_time = client.clock().await?;
+    let places = Places::look(client).await?;
     let start = client.backup_start(&settings.label, settings.fast).await?;
     let pages = Pages {
         block_size: source.control.block_size,
@@ -205,6 +206,7 @@ async fn run(
         settings.compression,
         progress.clone(),
         waiter,
+        settings.jobs,
     );
     let tree_packer = TreePacker {
         packer: packer.clone(),
@@ -235,7 +237,7 @@ async fn run(
         tracing::info!("{packs} packs with {bytes} bytes were taken over");
     }
 
-    server::check_unmoved(client, &source.answers).await?;
+    places.check_unmoved(client, &source.answers).await?;
     // Last of all, and before the stop, as PostgreSQL's own base backup does.
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;
     let stop = client.backup_stop().await?;

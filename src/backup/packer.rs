@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::file::FileRead;
@@ -56,7 +57,13 @@ pub struct Packer {
     pub(super) waiter: Waiter,
     next: Arc<AtomicU32>,
     pub(super) frames: Arc<Frames>,
+    /// For the parts of all packs that are under way.
+    slots: Arc<Semaphore>,
 }
+
+/// Parts under way for each job: as many as its two packs, the one being written and the one
+/// becoming durable, would take by twos. A single pack may take all of them.
+const SLOTS: usize = 4;
 
 /// A pack that becomes durable.
 pub struct Finishing {
@@ -80,13 +87,15 @@ impl Finishing {
 pub type Pack<'a> = PackWriter<&'a mut dyn FnMut(Bytes) -> Result<()>>;
 
 impl Packer {
-    /// A packer that writes below `directory`. Its threads end when `waiter` is stopped.
+    /// A packer that writes below `directory`, for so many `jobs`. Its threads end when `waiter` is
+    /// stopped.
     pub fn new(
         store: &Store,
         directory: String,
         compression: Compression,
         progress: Progress,
         waiter: Waiter,
+        jobs: usize,
     ) -> Self {
         Self {
             store: store.clone(),
@@ -96,6 +105,7 @@ impl Packer {
             waiter,
             next: Arc::new(AtomicU32::new(1)),
             frames: Arc::new(Frames::new(compression)),
+            slots: Arc::new(Semaphore::new(SLOTS * jobs.max(1))),
         }
     }
 
@@ -246,7 +256,8 @@ impl Packer {
     ) -> Result<WrittenObject> {
         let writer = {
             let _inside = self.waiter.runtime().enter();
-            ObjectWriter::new(&self.store, format!("{}/{key}", self.directory), expected)
+            let (key, slots) = (format!("{}/{key}", self.directory), Arc::clone(&self.slots));
+            ObjectWriter::sharing(&self.store, key, expected, slots)
         };
         let mut sink = |bytes| writer.write(bytes);
         let sink: &mut dyn FnMut(Bytes) -> Result<()> = &mut sink;

@@ -35,8 +35,6 @@ pub struct Answers {
     pub superuser: String,
     /// The databases, by their numbers.
     pub databases: Vec<Database>,
-    /// The tablespace of each of them, by their numbers.
-    tablespaces: HashMap<u32, u32>,
     /// Logical replication slots; a restore loses them.
     pub logical_slots: Vec<String>,
     /// Whether it is a standby.
@@ -85,7 +83,16 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         .query_text("SELECT rolname FROM pg_roles WHERE oid = 10")
         .await?
         .ok_or_else(|| Error::failed("the server has no role with oid 10").at(client.place()))?;
-    let (databases, tablespaces) = databases(client).await?;
+    let databases = client
+        .query_column("SELECT oid || ' ' || datname FROM pg_database ORDER BY oid")
+        .await?
+        .iter()
+        .filter_map(|row| {
+            let (oid, name) = row.split_once(' ')?;
+            let (oid, name) = (oid.parse().ok()?, name.to_owned());
+            Some(Database { oid, name })
+        })
+        .collect();
     let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'logical'";
     Ok(Answers {
         server_version_num: client.server_version_num(),
@@ -94,52 +101,82 @@ pub async fn ask(client: &Client) -> Result<Answers> {
         collations: collations(client).await?,
         superuser,
         databases,
-        tablespaces,
         logical_slots: client.query_column(slots).await?,
         standby,
     })
 }
 
-/// The databases, and the tablespace of each.
-async fn databases(client: &Client) -> Result<(Vec<Database>, HashMap<u32, u32>)> {
-    let query =
-        "SELECT oid || ' ' || dattablespace || ' ' || datname FROM pg_database ORDER BY oid";
-    let (mut databases, mut tablespaces) = (Vec::new(), HashMap::new());
-    for row in client.query_column(query).await? {
-        let unexpected = || Error::failed(format!("pg_database has {row:?}")).at(client.place());
-        let mut fields = row.splitn(3, ' ');
-        let mut number = || fields.next()?.parse::<u32>().ok();
-        let (oid, tablespace) = number().zip(number()).ok_or_else(unexpected)?;
-        let name = fields.next().ok_or_else(unexpected)?.to_owned();
-        databases.push(Database { oid, name });
-        tablespaces.insert(oid, tablespace);
-    }
-    Ok((databases, tablespaces))
+/// Where the databases were just before a backup began.
+#[derive(Debug)]
+pub struct Places(HashMap<String, Place>);
+
+/// What a move changes of a row of pg_database, and what it does not.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    tablespace: String,
+    /// The row's version. (VACUUM changes its row in place.)
+    xmin: String,
+    rest: String,
 }
 
-/// Called when all files were read: each database must be in the tablespace where `answers`
-/// found it before the start.
-///
-/// Where one was moved meanwhile, recovery repeats that as a copy of its old directory
-/// (PostgreSQL 18, dbcommands.c, `dbase_redo`: "forcibly drop the target subdirectory if
-/// present, then re-copy the source data"), which the server may have removed before it was
-/// read: the database would be there, and empty.
-///
-/// # Errors
-/// A database was moved.
-pub async fn check_unmoved(client: &Client, answers: &Answers) -> Result<()> {
-    let (databases, tablespaces) = databases(client).await?;
-    let moved = databases.into_iter().find(|database| {
-        let before = answers.tablespaces.get(&database.oid);
-        before.is_some_and(|before| tablespaces.get(&database.oid) != Some(before))
-    });
-    match moved {
-        None => Ok(()),
-        Some(Database { oid, name }) => Err(Error::failed(format!(
-            "the database {name:?} (oid {oid}) went to another tablespace while the backup was \
-             taken: recovery from it could leave that database empty"
+impl Place {
+    /// Whether the database went to another tablespace since it was at `before`, or went there
+    /// and came back: then the row is another one, and all the same.
+    fn has_moved(&self, before: &Self) -> bool {
+        self.tablespace != before.tablespace
+            || (self.xmin != before.xmin && self.rest == before.rest)
+    }
+}
+
+impl Places {
+    /// Looks.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn look(client: &Client) -> Result<Self> {
+        let query = "SELECT oid::text, dattablespace::text, xmin::text, \
+             (to_jsonb(d) - '{datfrozenxid,datminmxid}'::text[])::text FROM pg_database d";
+        let mut places = HashMap::new();
+        for row in client.query_rows(query).await? {
+            let mut fields = row.into_iter().map(Option::unwrap_or_default);
+            let mut next = || fields.next().unwrap_or_default();
+            let oid = next();
+            let place = Place {
+                tablespace: next(),
+                xmin: next(),
+                rest: next(),
+            };
+            places.insert(oid, place);
+        }
+        Ok(Self(places))
+    }
+
+    /// Called when all files were read: each database must still be where it was.
+    ///
+    /// Where one was moved meanwhile, recovery repeats that as a copy of its old directory
+    /// (PostgreSQL 18, dbcommands.c, `dbase_redo`: "forcibly drop the target subdirectory if
+    /// present, then re-copy the source data"), which the server may have removed before it was
+    /// read: the database would be there, and empty. What was created meanwhile is in WAL.
+    ///
+    /// # Errors
+    /// A database was moved.
+    pub async fn check_unmoved(&self, client: &Client, answers: &Answers) -> Result<()> {
+        let now = Self::look(client).await?;
+        let moved = now.0.iter().find(|(oid, place)| {
+            let before = self.0.get(*oid);
+            before.is_some_and(|before| place.has_moved(before))
+        });
+        let Some((oid, _)) = moved else {
+            return Ok(());
+        };
+        let known = |database: &&Database| database.oid.to_string() == *oid;
+        let name = answers.databases.iter().find(known);
+        let name = name.map_or("", |database| &database.name);
+        Err(Error::failed(format!(
+            "the database {name:?} (oid {oid}) was moved to another tablespace while the backup \
+             was taken: recovery from it could leave that database empty"
         ))
-        .hint("take the backup again, and ALTER DATABASE … SET TABLESPACE before or after it")),
+        .hint("take the backup again, and ALTER DATABASE … SET TABLESPACE before or after it"))
     }
 }
 
@@ -157,4 +194,27 @@ async fn collations(client: &Client) -> Result<Vec<CollationVersion>> {
             version: version.into(),
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_came_back_has_moved_and_one_with_new_rights_has_not() {
+        let place = |tablespace: &str, xmin: &str, rest: &str| Place {
+            tablespace: tablespace.into(),
+            xmin: xmin.into(),
+            rest: rest.into(),
+        };
+        let before = place("1663", "700", "no rights");
+        for (now, moved) in [
+            (place("1663", "700", "no rights"), false),
+            (place("16384", "701", "no rights"), true),
+            (place("1663", "702", "no rights"), true),
+            (place("1663", "703", "rights"), false),
+        ] {
+            assert_eq!(now.has_moved(&before), moved, "{now:?}");
+        }
+    }
 }

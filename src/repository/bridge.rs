@@ -2,10 +2,11 @@
 //! an object that arrives, and a writer into an upload. Memory is a few pieces on each side.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::error::{Error, Result};
@@ -72,11 +73,24 @@ impl ObjectWriter {
     /// Starts an upload; must be called inside the runtime. `size_hint` is the most that may
     /// come; it decides the size of the parts.
     pub fn new(store: &Store, key: String, size_hint: u64) -> Self {
+        Self::start(store, key, size_hint, None)
+    }
+
+    /// The same, with parts that share `slots` with other objects: each part under way takes one.
+    pub fn sharing(store: &Store, key: String, size_hint: u64, slots: Arc<Semaphore>) -> Self {
+        Self::start(store, key, size_hint, Some(slots))
+    }
+
+    fn start(store: &Store, key: String, size_hint: u64, slots: Option<Arc<Semaphore>>) -> Self {
         let (pieces, mut receiver) = mpsc::channel::<Bytes>(PIECES);
         let store = store.clone();
         let upload = tokio::spawn(async move {
             // The end mark tells a finished object from a writer that was dropped.
-            let mut upload = store.upload(&key, part_size(size_hint), 2).await?;
+            let upload = store.upload(&key, part_size(size_hint), 2).await?;
+            let mut upload = match slots {
+                Some(slots) => upload.sharing(slots),
+                None => upload,
+            };
             let mut finished = false;
             while let Some(piece) = receiver.recv().await {
                 if piece.is_empty() {

@@ -4,10 +4,13 @@
 //! The object appears whole, by its completion, or not at all. What is too small for one part
 //! becomes a plain write.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::{MultipartId, PutMultipartOptions, PutPayload};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::error::{ErrorKind, StorageError};
@@ -31,6 +34,8 @@ pub struct Upload {
     location: Path,
     part_size: usize,
     concurrency: usize,
+    /// Shared with other uploads: a part under way takes one.
+    slots: Option<Arc<Semaphore>>,
     pieces: Vec<Bytes>,
     tail: BytesMut,
     buffered: usize,
@@ -63,6 +68,7 @@ impl Store {
             key: key.to_owned(),
             part_size: part_size.max(smallest),
             concurrency: concurrency.max(1),
+            slots: None,
             pieces: Vec::new(),
             tail: BytesMut::new(),
             buffered: 0,
@@ -76,6 +82,14 @@ impl Store {
 }
 
 impl Upload {
+    /// Shares the parts that may be under way with other uploads: it has as many as those leave
+    /// to it.
+    pub fn sharing(mut self, slots: Arc<Semaphore>) -> Self {
+        self.concurrency = usize::MAX;
+        self.slots = Some(slots);
+        self
+    }
+
     /// Adds bytes. Waits while the parts under way are as many as allowed.
     ///
     /// After an error the upload is lost: abort or drop it.
@@ -208,6 +222,10 @@ impl Upload {
         while self.flying.len() >= self.concurrency {
             self.land_part().await?;
         }
+        let slot = match &self.slots {
+            Some(slots) => Arc::clone(slots).acquire_owned().await.ok(),
+            None => None,
+        };
         let id = match &self.id {
             Some(id) => id.clone(),
             None => self.begin().await?,
@@ -217,6 +235,7 @@ impl Upload {
         self.parts.push(None);
         let (store, key, location) = (self.store.clone(), self.key.clone(), self.location.clone());
         self.flying.spawn(async move {
+            let _slot = slot;
             let (inner, location, id, body) = (&store.inner, &location, &id, &body);
             let sent = inner
                 .run(

@@ -303,23 +303,45 @@ fn a_backup_during_which_a_database_moves_is_none_and_the_next_one_is_whole() {
         .distant("main", &site.cluster.connection("seawall"))
         .repository(Repository::local("near", site.near.root()))
         .write_to(&site.scratch.join("distant.toml"));
-    for (config, space) in [(&site.config, "other"), (&distant, "pg_default")] {
-        let call = seawall(config).args(["backup", "--bandwidth", "2MB"]);
-        let backup = call.start();
+    let went = ["other"];
+    let came_back = ["pg_default", "other"];
+    // A server that sends waits for its client before it lets a database move: that client must
+    // not stand still.
+    for (config, stopped, rate, spaces) in [
+        (&site.config, true, "2MB", &went[..]),
+        (&site.config, true, "2MB", &came_back[..]),
+        (&distant, false, "400kB", &came_back[..]),
+        (&distant, false, "400kB", &["pg_default"][..]),
+    ] {
+        let call = seawall(config).args(["backup", "--bandwidth", rate]);
+        let mut backup = call.start();
         wait_until("the backup has begun", PATIENCE, || {
             let begun = "SELECT (SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase ~ 'streaming')
                  + (SELECT count(*) FROM pg_stat_activity
                     WHERE state = 'idle' AND query ~ 'pg_backup_start' AND pid <> pg_backend_pid())";
             site.cluster.sql(begun) == "1"
         });
-        site.cluster
-            .sql(&format!("ALTER DATABASE mobile SET TABLESPACE {space}"));
+        if stopped {
+            backup.signal(Signal::SIGSTOP);
+        }
+        for space in spaces {
+            site.cluster
+                .sql(&format!("ALTER DATABASE mobile SET TABLESPACE {space}"));
+        }
+        if stopped {
+            backup.signal(Signal::SIGCONT);
+        }
         let output = backup.wait().exits_with(1);
-        output.says("\"mobile\"").says("another tablespace");
+        output.says("\"mobile\"").says("to another tablespace");
         assert_eq!(count(&listed(&site)["backups"]), 0);
     }
 
-    site.seawall("backup").run().success();
+    // Other changes of a database do no harm.
+    let backup = seawall(&site.config).args(["backup", "--bandwidth", "2MB"]);
+    let backup = backup.start();
+    site.cluster
+        .sql("GRANT CREATE ON DATABASE mobile TO seawall; VACUUM FREEZE pg_database");
+    backup.wait().success();
     site.cluster.archive_all(PATIENCE);
     let dump = judge::dump(&site.cluster);
     let spaces = site.scratch.join("spaces");

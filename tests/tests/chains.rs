@@ -81,7 +81,7 @@ fn link(site: &Site, workload: &mut Workload, kind: &str, rule: &str, number: us
     let mut output = backup.wait();
     if output.code == 1 {
         // Recovery would lose it: that is for the next backup, while nothing moves.
-        output.says("to another tablespace while");
+        output.says("was moved to another tablespace");
         let call = site.seawall("backup").args(["--kind", kind, "--json"]);
         output = call.run();
     }

@@ -1,6 +1,7 @@
 //! A restored standby that streams from its primary, tablespaces below one directory, and what a
 //! restored cluster lacks on this host.
 
+use seawall::digest::StoredDigest;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{Cluster, PostgresVersion, Site, judge, wait_until};
 
@@ -131,4 +132,35 @@ fn what_this_host_lacks_is_named_by_the_restore_with_what_to_install() {
     output
         .says("install the package with seawall_no_such_library.so")
         .says("the logical replication slot changes is not restored");
+}
+
+#[test]
+fn a_restore_names_databases_that_another_glibc_sorted() {
+    let site = Site::of(15).start();
+    site.backup();
+    site.cluster.archive_all(PATIENCE);
+    // As a source with another glibc and a locale that this host need not have would say.
+    let key = site.near.keys_with("/backup.json").remove(0);
+    let mut marker: serde_json::Value = serde_json::from_slice(&site.near.bytes(&key)).unwrap();
+    marker["collations"] = serde_json::json!([
+        {"name": "shop de_DE.UTF-8", "version": "2.19"},
+        {"name": "books en-x-icu", "version": "153.112"},
+    ]);
+    std::fs::write(site.near.path(&key), sealed(marker)).unwrap();
+    let to = site.scratch.join("to");
+    let output = site.restoring(&to).arg("--json").run().success();
+    let named = &output.json()["host"]["collations"];
+    assert_eq!(named["databases"], serde_json::json!(["shop: 2.19"]));
+    output
+        .says("text was sorted by another glibc on the source (shop: 2.19)")
+        .says("REINDEX DATABASE");
+}
+
+/// A marker with its seal, as docs/repository-format.md describes it.
+fn sealed(mut marker: serde_json::Value) -> String {
+    marker.as_object_mut().unwrap().shift_remove("sha256");
+    let text = serde_json::to_string_pretty(&marker).unwrap();
+    let text = format!("{},\n", text.strip_suffix("\n}").unwrap());
+    let seal = StoredDigest::of(text.as_bytes());
+    format!("{text}  \"sha256\": \"{seal}\"\n}}\n")
 }

@@ -1,5 +1,6 @@
 //! Stores that hang, crawl or die in the middle, between the programs and a real S3 server:
-//! every call ends in bounded time, with the code that its reader needs. Field failure 16.
+//! every call ends in bounded time, with the code that its reader needs. Field failures 16 and
+//! 30.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,8 @@ use seawall_tests::scratch::give_to_owner;
 use seawall_tests::segment::name;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{
-    Cluster, Config, ConfigFile, Fault, FaultProxy, Garage, PostgresVersion, Scratch, Segment,
-    archive, fetch, restore, seawall, wait_until,
+    Cluster, Config, ConfigFile, Fault, FaultProxy, Garage, PostgresVersion, Repository, Scratch,
+    Segment, archive, fetch, restore, seawall, wait_until,
 };
 
 const FIRST: &str = "000000010000000000000001";
@@ -25,14 +26,15 @@ struct Far {
 
 impl Far {
     fn new() -> Self {
+        Self::with(|repository| repository.key("attempts", "2").key("timeout", "\"2s\""))
+    }
+
+    fn with(patience: impl FnOnce(Repository) -> Repository) -> Self {
         let scratch = Scratch::new();
         let garage = Garage::start(&scratch);
         let proxy = FaultProxy::start(garage.address());
         let mut cluster = Cluster::builder(PostgresVersion::find(15)).create_in(&scratch, "main");
-        let repository = garage
-            .repository_through(&proxy, "far", "far", "pg")
-            .key("attempts", "2")
-            .key("timeout", "\"2s\"");
+        let repository = patience(garage.repository_through(&proxy, "far", "far", "pg"));
         let config = ConfigFile::new()
             .cluster(&cluster)
             .repository(repository)
@@ -182,4 +184,29 @@ fn a_restore_over_connections_that_break_is_whole_and_over_a_dead_store_is_none(
         restore(&far.config).arg("--to").arg(&to).run().success();
         std::fs::remove_dir_all(&to).unwrap();
     }
+}
+
+#[test]
+fn what_one_connection_would_carry_slowly_goes_up_over_several_at_once() {
+    let mut far = Far::with(|repository| repository);
+    far.cluster.start();
+    far.cluster.sql(
+        "CREATE TABLE t AS SELECT sha512(n::text::bytea) FROM generate_series(1, 1000000) n;
+         CHECKPOINT",
+    );
+    far.cluster.archive_all(PATIENCE);
+    const RATE: u64 = 4_000_000;
+    far.proxy.set(Fault::Slow(RATE));
+    let backup = seawall(&far.config).args(["backup", "--json", "--jobs", "4"]);
+    let output = backup.run().success();
+    let stored = output.json()["stored_bytes"].as_f64().unwrap();
+    let one_stream = stored / RATE as f64;
+    assert!(one_stream > 16.0, "{stored} bytes are too few");
+    let took = output.elapsed.as_secs_f64();
+    assert!(took < one_stream * 0.6, "{took} s, {one_stream} s for one");
+
+    far.proxy.set(Fault::None);
+    let to = far.scratch.join("to");
+    restore(&far.config).arg("--to").arg(&to).run().success();
+    seawall_tests::judge::verifybackup(far.cluster.version(), &to).must_pass();
 }

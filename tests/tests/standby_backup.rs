@@ -85,6 +85,40 @@ fn a_backup_from_the_standby_restores(major: u32, from: From) {
 }
 
 #[test]
+fn the_primary_is_asked_who_it_is_and_to_end_a_segment_and_nothing_else() {
+    for from in [From::Files, From::Protocol] {
+        let (site, standby) = pair(15);
+        site.cluster
+            .sql("ALTER ROLE seawall SET log_statement = 'all'");
+        standby.wait_until_caught_up(&site.cluster, PATIENCE);
+        let config = config(&site, &standby, from, true, "");
+        let before = site.cluster.log().len();
+        seawall(&config).arg("backup").run().success();
+        let log = site.cluster.log();
+        let asked: Vec<&str> = log[before..]
+            .lines()
+            .filter_map(|line| line.split_once("LOG:  "))
+            .map(|(_, words)| words)
+            .filter(|words| words.starts_with("statement: ") || words.starts_with("execute "))
+            .collect();
+        let count = |name: &str| asked.iter().filter(|words| words.contains(name)).count();
+        assert_eq!(count("pg_switch_wal("), 1, "{asked:#?}");
+        assert!(count("pg_control_system(") >= 1, "{asked:#?}");
+        let few = [
+            "pg_switch_wal(",
+            "pg_control_system(",
+            "pg_is_in_recovery(",
+            "statement: SHOW server_version_num",
+            "statement: SET search_path TO",
+        ];
+        let others = asked
+            .iter()
+            .filter(|words| !few.iter().any(|name| words.contains(name)));
+        assert_eq!(others.collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
+}
+
+#[test]
 fn the_files_of_a_standby_of_version_15_restore() {
     a_backup_from_the_standby_restores(15, From::Files);
 }

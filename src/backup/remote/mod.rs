@@ -19,7 +19,7 @@ use super::ending::{self, Ending};
 use super::manifest::StreamedManifest;
 use super::packer::{DonePack, Packer};
 use super::pages::Pages;
-use super::server::{self, Answers};
+use super::server::{self, Answers, Places};
 use super::sums::Sums;
 use super::{Settings, Taken, blocking, last, standby};
 use crate::error::{Error, Result};
@@ -146,6 +146,7 @@ async fn run(
         checkpoint_limit: CHECKPOINT_LIMIT,
         silence_limit: settings.server_timeout,
     };
+    let places = Places::look(client).await?;
     let backup = session.base_backup(&request).await?;
     let (start, timeline) = backup.start();
     let pages = Pages {
@@ -164,6 +165,7 @@ async fn run(
         settings.compression,
         progress.clone(),
         waiter,
+        settings.jobs,
     );
     let mut manifest = StreamedManifest::new(
         repository.store(),
@@ -185,7 +187,7 @@ async fn run(
         Ok((streamed, sums, manifest))
     })
     .await?;
-    server::check_unmoved(client, &source.answers).await?;
+    places.check_unmoved(client, &source.answers).await?;
     let (stop_time, next_xid) = client.clock_and_next_xid().await?;
 
     let streamed = Arc::new(streamed);
