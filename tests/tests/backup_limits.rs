@@ -57,9 +57,9 @@ fn memory_does_not_grow_with_the_number_of_files() {
     let directory = site.cluster.data().join("base/1");
     let to = site.scratch.join("restored");
     let mut peaks = Vec::new();
-    // An index holds up to 16,384 files: at both sizes every job has such a one, and another
-    // that is becoming durable.
-    for small in [80_000, 120_000] {
+    // An index holds up to 16,384 files, and several are under way: measured by hand, all of a
+    // backup's memory is taken at 160,000 files, and 320,000 take no more.
+    for small in [80_000, 160_000] {
         fill(&directory, 1, small);
         let backup = |kind| {
             let call = site.seawall("backup").args(["--jobs", "2", "--kind", kind]);
@@ -82,8 +82,8 @@ fn memory_does_not_grow_with_the_number_of_files() {
     }
     for (few, many) in peaks[0].iter().zip(&peaks[1]) {
         assert!(*many < MEMORY, "{peaks:?} KiB");
-        // 40,000 files more: less than half a kilobyte for each.
-        assert!(*many < few + (20 << 10), "{peaks:?} KiB");
+        // 80,000 files more: about half a kilobyte for each at most.
+        assert!(*many < few + (40 << 10), "{peaks:?} KiB");
     }
 }
 
