@@ -77,8 +77,10 @@ pub(crate) fn open_direct(file: &File, path: &Path, size: u64) -> Result<Option<
     let length = i64::try_from(size).unwrap_or(i64::MAX);
     match fallocate(file, FallocateFlags::empty(), 0, length) {
         Ok(()) => Ok(Some(opened)),
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(None),
-        Err(error) => Err(std::io::Error::from(error)).on("set space aside for", path),
+        Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG | Errno::EIO)) => {
+            Err(std::io::Error::from(error)).on("set space aside for", path)
+        }
+        Err(_) => Ok(None),
     }
 }
 
