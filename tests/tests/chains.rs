@@ -7,7 +7,7 @@ use seawall_tests::judge;
 use seawall_tests::scratch::make_directory;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::workload::Workload;
-use seawall_tests::{Cluster, PostgresVersion, Site};
+use seawall_tests::{Cluster, PostgresVersion, Site, wait_until};
 
 /// What was there at the end of one link.
 struct Link {
@@ -133,7 +133,10 @@ fn restores(site: &Site, number: usize, link: &Link) {
     remove(&space);
 }
 
-/// Ten links of a chain would fill the disk.
+/// Ten links of a chain would fill the disk. What fetched ahead for recovery may still be writing
+/// into it for a moment.
 fn remove(directory: &Path) {
-    std::fs::remove_dir_all(directory).expect("it can be removed");
+    wait_until("it can be removed", PATIENCE, || {
+        std::fs::remove_dir_all(directory).is_ok()
+    });
 }
