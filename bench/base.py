@@ -377,7 +377,7 @@ def summaries(scratch, kept, gigabytes, programs, runs, say, goals):
                 for results, change in ((same, lambda: None), (changed, cluster.change_one_percent)):
                     change()
                     cluster.psql("CHECKPOINT")
-                    settle()
+                    remember(cluster.data)
                     cost = timed(contestant.incremental(arena), {})
                     results.add(SEAWALL, cost, contestant.stored_newest(arena))
             finally:

@@ -43,7 +43,7 @@ pub(crate) fn crc32c_if_already(
     }
     let (mut hasher, mut crc) = (PlainHasher::default(), 0);
     let opened = without_following().open(path).on("open", path)?;
-    read_through(&opened, path, buffer, |bytes| {
+    read_through(&opened, path, file.size, buffer, |bytes| {
         hasher.update(bytes);
         crc = crc32c::crc32c_append(crc, bytes);
         waiter.check()

@@ -293,12 +293,7 @@ impl Worker<'_> {
                 let content = reader.read_small(part)?;
                 let content = label::without_increment(&content);
                 let target = create(&path, file.mode)?;
-                let to = Destination {
-                    file: &target,
-                    path: &path,
-                    direct: None,
-                    compare: false,
-                };
+                let to = Destination::of(&target, &path);
                 let mut writer = Writer::new(to, 0, &mut self.buffer);
                 writer.push(&content)?;
                 self.written.wrote += writer.finish()?;
@@ -314,10 +309,8 @@ impl Worker<'_> {
                 };
                 self.written.wrote += started.elapsed();
                 let to = Destination {
-                    file: &target,
-                    path: &path,
-                    direct: None,
                     compare: in_place,
+                    ..Destination::of(&target, &path)
                 };
                 let (hasher, crc) = self.copy(reader, part, to)?;
                 if let Some(hasher) = hasher {

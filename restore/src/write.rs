@@ -89,15 +89,15 @@ fn reopen_direct(path: &Path, options: &mut OpenOptions) -> Option<File> {
     options.custom_flags(flags.bits()).open(path).ok()
 }
 
-/// Reads a file from its beginning to its end, past the page cache where it is large and not
-/// in there, so that nothing else is pushed out.
+/// Reads a file of `size` bytes from its beginning to its end, past the page cache where it is
+/// large and not in there, so that nothing else is pushed out.
 pub(crate) fn read_through(
     file: &File,
     path: &Path,
+    size: u64,
     buffer: &mut Buffer,
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let size = file.metadata().on("look at", path)?.len();
     // Looking brings what is near into memory: not twice at the same place.
     let anywhere = SystemTime::now().duration_since(UNIX_EPOCH);
     let anywhere = anywhere.map_or(0, |now| u64::from(now.subsec_nanos()));
@@ -144,6 +144,18 @@ pub(crate) struct Destination<'a> {
     pub(crate) direct: Option<&'a File>,
     /// It may have them already: then they are not written again.
     pub(crate) compare: bool,
+}
+
+impl<'a> Destination<'a> {
+    /// A file that is written the ordinary way.
+    pub(crate) fn of(file: &'a File, path: &'a Path) -> Self {
+        Self {
+            file,
+            path,
+            direct: None,
+            compare: false,
+        }
+    }
 }
 
 /// Writes what it is given, one byte after the other, from a position on.
@@ -285,7 +297,7 @@ mod tests {
             }
             writer.finish().unwrap();
             let mut read = Vec::new();
-            read_through(&file, &path, &mut buffer, |bytes| {
+            read_through(&file, &path, content.len() as u64, &mut buffer, |bytes| {
                 read.extend_from_slice(bytes);
                 Ok(())
             })

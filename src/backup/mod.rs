@@ -237,7 +237,7 @@ async fn run(
         tracing::info!("{packs} packs with {bytes} bytes were taken over");
     }
 
-    places.check_unmoved(client, &source.answers).await?;
+    places.check_unmoved(client).await?;
     // Last of all, and before the stop, as PostgreSQL's own base backup does.
     let (control, control_bytes) = ControlFile::read_with_bytes(&settings.data_directory)?;
     let stop = client.backup_stop().await?;

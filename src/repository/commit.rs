@@ -122,6 +122,15 @@ impl System {
                 )
             }
         };
+        if let Some(child) = self.relied_upon_by(marker, &lost).await? {
+            return Err(Error::failed(format!(
+                "backup {} was committed too late to be relied upon, and stays for {child}, which needs it",
+                marker.id
+            ))
+            .at(self.place())
+            .because(lost)
+            .hint("take it again; find out whether this machine was asleep"));
+        }
         self.withdraw(marker, &lost).await?;
         Err(Error::failed(format!(
             "backup {} was withdrawn: part of it was deleted while it was being committed, or is about to be",
@@ -130,6 +139,33 @@ impl System {
         .at(self.place())
         .because(lost)
         .hint(TAKE_IT_AGAIN))
+    }
+
+    /// A backup that was taken on top of this one while we slept between the marker and the last
+    /// look, if nothing of this one is gone. Its own commit found no tombstone that names this
+    /// one, or it would not be there; those that came later spare what it needs.
+    async fn relied_upon_by(&self, marker: &Marker, lost: &str) -> Result<Option<BackupId>> {
+        let child = self.child_of(marker).await;
+        let child = child.map_err(|error| self.still_there(marker, lost, error))?;
+        let Some(child) = child else {
+            return Ok(None);
+        };
+        let missing = self.missing_object(marker).await;
+        let missing = missing.map_err(|error| self.still_there(marker, lost, error))?;
+        Ok(missing.is_none().then_some(child))
+    }
+
+    /// A finished backup that was taken on top of this one.
+    async fn child_of(&self, marker: &Marker) -> Result<Option<BackupId>> {
+        let ids = self.backup_ids().await?.into_iter();
+        for id in ids.filter(|id| id.kind() == BackupKind::Incremental) {
+            if let Some(Ok(child)) = self.marker_if_finished(&id).await?
+                && marker.is_parent_of(&child)
+            {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
     }
 
     /// The same as [`what_is_lost`](Self::what_is_lost), and whether the marker can be read.
@@ -308,16 +344,26 @@ impl System {
     }
 
     async fn withdraw(&self, marker: &Marker, why: &str) -> Result<()> {
+        let deleted = self.store().delete(&self.keys().marker(&marker.id)).await;
+        deleted.map_err(|error| self.still_there(marker, why, error))
+    }
+
+    fn still_there(
+        &self,
+        marker: &Marker,
+        why: &str,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
         let key = self.keys().marker(&marker.id);
-        self.store().delete(&key).await.map_err(|error| {
-            Error::failed(format!(
-                "backup {} is INCOMPLETE and its marker could not be withdrawn: {why}",
-                marker.id
-            ))
-            .at(self.place())
-            .because(error)
-            .hint(format!("delete {key} by hand, and take the backup again"))
-        })
+        Error::failed(format!(
+            "backup {} is INCOMPLETE and its marker could not be withdrawn: {why}",
+            marker.id
+        ))
+        .at(self.place())
+        .because(cause)
+        .hint(format!(
+            "delete {key} by hand, unless `seawall list` shows a backup on top of it, and take the backup again"
+        ))
     }
 }
 
@@ -328,11 +374,13 @@ pub(super) mod tests {
     use jiff::SignedDuration;
 
     use super::*;
-    use crate::postgres::{SegmentName, SegmentSize, SystemId, WalFileName};
+    use crate::postgres::{Lsn, SegmentName, SegmentSize, SystemId, WalFileName};
     use crate::repository::Repository;
     use crate::repository::keys::WalObject;
+    use crate::repository::marker::Parent;
     use crate::repository::tombstones::{DoomedBackup, Tombstone};
     use crate::storage::Store;
+    use crate::storage::simulated::{Gate, SimulatedClock, SimulatedObjects};
 
     /// A backup without objects, with its WAL of one segment.
     pub(in crate::repository) async fn uncommitted(system: &System) -> Marker {
@@ -425,6 +473,51 @@ pub(super) mod tests {
             assert_eq!(done.is_ok(), committed, "{faults}: {done:?}");
             let there = sound.marker(&marker.id).await.unwrap().is_some();
             assert_eq!(there, committed, "{faults}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_backup_was_taken_on_top_of_meanwhile_is_not_withdrawn() {
+        let doomed = |marker: &Marker| {
+            let doomed = DoomedBackup {
+                system_id: marker.system_id,
+                id: marker.id.clone(),
+            };
+            let day = Duration::from_secs(86_400);
+            Tombstone::new(vec![doomed], Vec::new(), Timestamp::now(), day)
+        };
+        for with_child in [true, false] {
+            let store = SimulatedObjects::new(&SimulatedClock::new(Timestamp::now())).unwrap();
+            let open = Repository::over("near", store.store(&Gate::open()));
+            let system = open.system("main", SystemId(7));
+            let marker = uncommitted(&system).await;
+            let gate = Gate::default();
+            let sleeper = Repository::over("near", store.store(&gate)).system("main", SystemId(7));
+            let mut commit = Box::pin(sleeper.commit(&marker));
+            // It sleeps behind its marker.
+            while system.marker(&marker.id).await.unwrap().is_none() {
+                gate.allow(1);
+                assert!(futures::poll!(&mut commit).is_pending());
+            }
+            if with_child {
+                let mut child = marker.clone();
+                child.id = BackupId::new(BackupKind::Incremental, Timestamp::now());
+                child.kind = BackupKind::Incremental;
+                child.start_lsn = Lsn(marker.start_lsn.0 + 8);
+                child.parent = Some(Parent {
+                    id: marker.id.clone(),
+                    timeline: marker.timeline,
+                    start_lsn: marker.start_lsn,
+                });
+                system.commit(&child).await.unwrap();
+            }
+            open.put_tombstone("main", &doomed(&marker)).await.unwrap();
+            gate.allow(u64::MAX);
+            let error = commit.await.unwrap_err().one_line();
+            assert_eq!(error.contains("was withdrawn"), !with_child, "{error}");
+            assert_eq!(error.contains("stays for"), with_child, "{error}");
+            let there = system.marker(&marker.id).await.unwrap().is_some();
+            assert_eq!(there, with_child);
         }
     }
 }

@@ -11,7 +11,7 @@ use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::{MultipartId, PutMultipartOptions, PutPayload};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::error::{ErrorKind, StorageError};
 use super::judge::upload_is_gone;
@@ -27,22 +27,24 @@ const MOST_PARTS: usize = 10_000;
 /// Pieces below this size are copied together, so that a part is never a list of thousands.
 const SMALL_PIECE: usize = 64 * 1024;
 
+/// The number of a part, and what became of it.
+type Landed = (usize, Result<PartId, StorageError>);
+
 /// An object that is being written. See [`Store::upload`].
 pub struct Upload {
     store: Store,
     key: String,
     location: Path,
     part_size: usize,
-    concurrency: usize,
-    /// Shared with other uploads: a part under way takes one.
-    slots: Option<Arc<Semaphore>>,
+    /// A part under way takes one.
+    slots: Arc<Semaphore>,
     pieces: Vec<Bytes>,
     tail: BytesMut,
     buffered: usize,
     total: u64,
     id: Option<MultipartId>,
     parts: Vec<Option<PartId>>,
-    flying: JoinSet<(usize, Result<PartId, StorageError>)>,
+    flying: JoinSet<Landed>,
     failed: bool,
 }
 
@@ -67,8 +69,7 @@ impl Store {
             store: self.clone(),
             key: key.to_owned(),
             part_size: part_size.max(smallest),
-            concurrency: concurrency.max(1),
-            slots: None,
+            slots: Arc::new(Semaphore::new(concurrency.max(1))),
             pieces: Vec::new(),
             tail: BytesMut::new(),
             buffered: 0,
@@ -85,8 +86,7 @@ impl Upload {
     /// Shares the parts that may be under way with other uploads: it has as many as those leave
     /// to it.
     pub fn sharing(mut self, slots: Arc<Semaphore>) -> Self {
-        self.concurrency = usize::MAX;
-        self.slots = Some(slots);
+        self.slots = slots;
         self
     }
 
@@ -219,13 +219,10 @@ impl Upload {
                 "object stores take 10,000 parts at most: larger parts are needed",
             ));
         }
-        while self.flying.len() >= self.concurrency {
-            self.land_part().await?;
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        while let Some(landed) = self.flying.try_join_next() {
+            self.landed(landed)?;
         }
-        let slot = match &self.slots {
-            Some(slots) => Arc::clone(slots).acquire_owned().await.ok(),
-            None => None,
-        };
         let id = match &self.id {
             Some(id) => id.clone(),
             None => self.begin().await?,
@@ -278,17 +275,23 @@ impl Upload {
 
     /// Waits for one part to arrive.
     async fn land_part(&mut self) -> Result<(), StorageError> {
-        let landed = match self.flying.join_next().await {
-            None => return Ok(()),
-            Some(Ok((index, Ok(part)))) => {
+        match self.flying.join_next().await {
+            None => Ok(()),
+            Some(landed) => self.landed(landed),
+        }
+    }
+
+    fn landed(&mut self, landed: Result<Landed, JoinError>) -> Result<(), StorageError> {
+        let error = match landed {
+            Ok((index, Ok(part))) => {
                 self.parts[index] = Some(part);
                 return Ok(());
             }
-            Some(Ok((_, Err(error)))) => error,
-            Some(Err(error)) => self.error(ErrorKind::Other, &error.to_string()),
+            Ok((_, Err(error))) => error,
+            Err(error) => self.error(ErrorKind::Other, &error.to_string()),
         };
         self.failed = true;
-        Err(landed)
+        Err(error)
     }
 
     fn close_tail(&mut self) {

@@ -81,11 +81,8 @@ impl DrillSite {
             .write(&scratch);
         let programs = scratch.directory("programs");
         for program in std::fs::read_dir(&cluster.version().bin).unwrap().flatten() {
-            // The wheel with PostgreSQL 18 holds a pg_verifybackup that crashes.
-            if version == 15 || program.file_name() != "pg_verifybackup" {
-                let link = programs.join(program.file_name());
-                std::os::unix::fs::symlink(program.path(), link).unwrap();
-            }
+            let link = programs.join(program.file_name());
+            std::os::unix::fs::symlink(program.path(), link).unwrap();
         }
         cluster.archive_with(&config);
         cluster.start();

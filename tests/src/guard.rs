@@ -30,8 +30,11 @@ tree() { # the process and all that it started
 }
 for pid in "${!pids[@]}"; do
     all=$(tree "$pid")
+    shared=$(for process in $all; do grep -o '/dev/shm/[^ ]*' /proc/"$process"/maps; done)
     kill -9 $all 2>/dev/null
-    # Of what a killed server leaves behind a machine has 4,096.
+    # What a killed server leaves behind: files in memory, and segments, of which a machine has
+    # 4,096.
+    rm -f $shared
     while read -r id _ creator _; do
         case " $(echo $all) " in *" $creator "*) ipcrm -m "$id" 2>/dev/null ;; esac
     done < <(ipcs -m -p)

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use seawall_drill::processes::libraries_of;
+
 use crate::guard;
 use crate::scratch::{is_root, owner};
 
@@ -359,14 +361,19 @@ pub fn process_tree(root: u32) -> Vec<u32> {
 /// plug does. The caller waits for the process itself.
 pub fn kill_tree(root: u32) {
     let tree = process_tree(root);
+    let mapped = tree.iter().flat_map(|pid| libraries_of(*pid as i32));
+    let shared: Vec<PathBuf> = mapped.filter(|file| file.starts_with("/dev/shm")).collect();
     for pid in &tree {
         let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+    }
+    for file in shared {
+        let _ = std::fs::remove_file(file);
     }
     remove_shared_memory_of(&tree);
 }
 
-/// A server that is killed leaves a segment of System V shared memory behind, of which a machine
-/// has 4,096. It goes when the last process that uses it has ended.
+/// A server that is killed leaves a segment of System V shared memory behind as well, of which a
+/// machine has 4,096. It goes when the last process that uses it has ended.
 fn remove_shared_memory_of(creators: &[u32]) {
     let Ok(listing) = Command::new("ipcs").args(["-m", "-p"]).output() else {
         return;

@@ -78,7 +78,12 @@ fn survives(segments: u64) {
             }
             let running = call.start();
             let moment = seed.part_of(Duration::from_millis(120));
-            let output = match seed.below(if calm { 1 } else { 4 }) {
+            let fate = match seed.below(if calm { 1 } else { 4 }) {
+                // Chance may leave nearly all of them in peace.
+                _ if attempt == 0 && number.is_multiple_of(3) => 1,
+                fate => fate,
+            };
+            let output = match fate {
                 1 => {
                     std::thread::sleep(moment);
                     killed += 1;

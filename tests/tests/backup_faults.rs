@@ -316,10 +316,7 @@ fn a_backup_during_which_a_database_moves_is_none_and_the_next_one_is_whole() {
         let call = seawall(config).args(["backup", "--bandwidth", rate]);
         let mut backup = call.start();
         wait_until("the backup has begun", PATIENCE, || {
-            let begun = "SELECT (SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase ~ 'streaming')
-                 + (SELECT count(*) FROM pg_stat_activity
-                    WHERE state = 'idle' AND query ~ 'pg_backup_start' AND pid <> pg_backend_pid())";
-            site.cluster.sql(begun) == "1"
+            site.cluster.is_backed_up()
         });
         if stopped {
             backup.signal(Signal::SIGSTOP);

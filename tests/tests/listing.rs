@@ -1,10 +1,9 @@
 //! What `seawall list` says of time, and of records that it cannot read; and that such a record
 //! takes nothing else with it.
 
-use seawall::digest::StoredDigest;
 use seawall_tests::postgres::Stop;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{ConfigFile, Moment, Repository, Site, segment, stored, wait_until};
+use seawall_tests::{ConfigFile, Moment, Repository, Site, sealed, segment, stored, wait_until};
 use serde_json::Value;
 
 fn listed(site: &Site) -> Value {
@@ -38,17 +37,11 @@ fn moment(value: &Value) -> i64 {
     time.as_microsecond()
 }
 
-/// A JSON object with another format, sealed as a newer version would seal it.
+/// A JSON object with another format, as a newer version would write it.
 fn newer(bytes: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8(bytes.to_vec()).unwrap();
-    let text = text.replace("\"format\": 1,", "\"format\": 7,");
-    let (before, _) = text.rsplit_once("  \"sha256\": ").unwrap();
-    sealed(before)
-}
-
-fn sealed(before: &str) -> Vec<u8> {
-    let seal = StoredDigest::of(before.as_bytes());
-    format!("{before}  \"sha256\": \"{seal}\"\n}}\n").into_bytes()
+    let mut object: Value = serde_json::from_slice(bytes).unwrap();
+    object["format"] = 7.into();
+    sealed(object)
 }
 
 #[test]
@@ -354,10 +347,9 @@ fn a_damaged_drill_record_hides_no_other_and_fails_neither_list_nor_check() {
     let stored = "main/drills";
     std::fs::create_dir_all(site.near.root().join(stored)).unwrap();
     let started = jiff::Timestamp::now();
-    let good = format!(
-        "{{\n  \"format\": 1,\n  \"id\": \"good\",\n  \"backup\": \"{id}\",\n  \"started\": \"{started}\",\n  \"passed\": true,\n"
-    );
-    let good = sealed(&good);
+    let good = sealed(serde_json::json!({
+        "format": 1, "id": "good", "backup": id, "started": started, "passed": true,
+    }));
     site.near.put_back(&format!("{stored}/good.json"), &good);
     let bad = format!("{stored}/bad.json");
     for damaged in [&b"{}"[..], &good[1..], b""] {

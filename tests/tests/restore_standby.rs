@@ -1,9 +1,8 @@
 //! A restored standby that streams from its primary, tablespaces below one directory, and what a
 //! restored cluster lacks on this host.
 
-use seawall::digest::StoredDigest;
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{Cluster, PostgresVersion, Site, judge, wait_until};
+use seawall_tests::{Cluster, PostgresVersion, Site, judge, sealed, wait_until};
 
 #[test]
 fn a_standby_streams_from_its_primary_through_the_slot_that_was_given() {
@@ -154,13 +153,4 @@ fn a_restore_names_databases_that_another_glibc_sorted() {
     output
         .says("text was sorted by another glibc on the source (shop: 2.19)")
         .says("REINDEX DATABASE");
-}
-
-/// A marker with its seal, as docs/repository-format.md describes it.
-fn sealed(mut marker: serde_json::Value) -> String {
-    marker.as_object_mut().unwrap().shift_remove("sha256");
-    let text = serde_json::to_string_pretty(&marker).unwrap();
-    let text = format!("{},\n", text.strip_suffix("\n}").unwrap());
-    let seal = StoredDigest::of(text.as_bytes());
-    format!("{text}  \"sha256\": \"{seal}\"\n}}\n")
 }

@@ -220,13 +220,7 @@ fn a_promotion_during_the_backup_fails_it() {
         standby.wait_until_caught_up(&site.cluster, PATIENCE);
         let config = config(&site, &standby, from, true, "");
         let mut running = seawall(&config).arg("backup").start();
-        let begun = match from {
-            From::Files => "pg_stat_activity WHERE query LIKE '%backup_start(%' AND state = 'idle'",
-            From::Protocol => "pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'",
-        };
-        wait_until("the backup has begun", PATIENCE, || {
-            standby.sql(&format!("SELECT count(*) FROM {begun}")) == "1"
-        });
+        wait_until("the backup has begun", PATIENCE, || standby.is_backed_up());
         running.signal(Signal::SIGSTOP);
         standby.promote();
         running.signal(Signal::SIGCONT);

@@ -187,7 +187,7 @@ async fn run(
         Ok((streamed, sums, manifest))
     })
     .await?;
-    places.check_unmoved(client, &source.answers).await?;
+    places.check_unmoved(client).await?;
     let (stop_time, next_xid) = client.clock_and_next_xid().await?;
 
     let streamed = Arc::new(streamed);

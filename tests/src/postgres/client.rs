@@ -138,6 +138,17 @@ impl Cluster {
         (failed.parse().unwrap(), archived.parse().unwrap())
     }
 
+    /// Whether one base backup of it has begun: one that reads files, or one that the server
+    /// sends, which sends its files already.
+    #[track_caller]
+    pub fn is_backed_up(&self) -> bool {
+        let begun = "SELECT (SELECT count(*) FROM pg_stat_progress_basebackup
+                             WHERE phase LIKE 'streaming%')
+                          + (SELECT count(*) FROM pg_stat_activity
+                             WHERE state = 'idle' AND query ~ 'pg_(backup_start|start_backup)')";
+        self.sql(begun) == "1"
+    }
+
     /// The system identifier, as PostgreSQL prints it.
     #[track_caller]
     pub fn system_id(&self) -> String {
