@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use seawall::cli::{
     self, Seawall, Verb, backup, check, copy, daemon, expire, heartbeat, init, list, merge, pin,
-    restore_point, schedule, siblings, verify, wal,
+    restore_point, schedule, siblings, status, verify, wal,
 };
 use seawall::error::{Error, Exit, Result};
 
@@ -38,6 +38,7 @@ fn verb_of(verb: Verb) -> (tracing::Level, Run) {
         Verb::Check(args) => (args.common.log_level, Box::new(move || check::run(&args))),
         Verb::Backup(args) => (args.common.log_level, Box::new(move || backup::run(&args))),
         Verb::Copy(args) => (args.common.log_level, Box::new(move || copy::run(&args))),
+        Verb::Status(args) => (args.log_level, Box::new(move || status::run(&args))),
         Verb::List(args) => (args.common.log_level, Box::new(move || list::run(&args))),
         Verb::Expire(args) => (args.common.log_level, Box::new(move || expire::run(&args))),
         Verb::Merge(args) => (args.common.log_level, Box::new(move || merge::run(&args))),

@@ -19,6 +19,7 @@ pub mod restore;
 pub mod restore_point;
 pub mod schedule;
 pub mod siblings;
+pub mod status;
 pub mod verify;
 pub mod wal;
 pub mod wal_resolve;
@@ -60,6 +61,8 @@ pub enum Verb {
     Check(check::CheckArgs),
     /// Take a base backup
     Backup(backup::BackupArgs),
+    /// Show up to which moment one can recover, what waits, what is missing, what was proven
+    Status(status::StatusArgs),
     /// Show backups, WAL, gaps, restore points and what one can recover to
     List(list::ListArgs),
     /// Bring repositories that are copies what their sources hold, once or continuously

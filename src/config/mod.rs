@@ -4,6 +4,7 @@
 mod drill;
 mod duration;
 mod explain;
+mod http;
 mod retention;
 mod schedule;
 mod secret;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 pub use drill::{AmcheckScope, DrillConfig, SqlCheck};
 pub use duration::HumanDuration;
+pub use http::{HttpConfig, Listen};
 pub use retention::RetentionConfig;
 pub(crate) use schedule::LONGEST_RETRY;
 pub use schedule::{DaemonConfig, HeartbeatConfig, ScheduleConfig, ScheduleLines};
@@ -64,6 +66,9 @@ pub struct Config {
     /// Settings of the daemon.
     #[serde(default)]
     pub daemon: DaemonConfig,
+    /// Where the daemon shows its metrics and its status page.
+    #[serde(default)]
+    pub http: HttpConfig,
     /// How the daemon keeps the age of the newest recoverable moment known.
     #[serde(default)]
     pub heartbeat: HeartbeatConfig,
@@ -358,6 +363,7 @@ impl Config {
         let settings = self.daemon.validate();
         settings
             .and_then(|()| self.heartbeat.validate())
+            .and_then(|()| self.http.validate())
             .or_else(wrong)
     }
 

@@ -95,6 +95,8 @@ pub struct DaemonConfig {
     /// How long after a failure the same is tried again; twice as long after each further
     /// one, up to an hour, until its next time on the schedule.
     pub retry_after: HumanDuration,
+    /// How often each cluster is looked at, for the metrics and the status page.
+    pub look_every: HumanDuration,
 }
 
 impl Default for DaemonConfig {
@@ -103,6 +105,7 @@ impl Default for DaemonConfig {
             state_directory: "/var/lib/seawall".into(),
             stop_timeout: HumanDuration::from_secs(60),
             retry_after: HumanDuration::from_secs(60),
+            look_every: HumanDuration::from_secs(60),
         }
     }
 }
@@ -117,6 +120,9 @@ impl DaemonConfig {
         }
         if self.retry_after.0 > LONGEST_RETRY {
             return Err("daemon.retry_after must be one hour at most".into());
+        }
+        if self.look_every.0 < Duration::from_secs(1) {
+            return Err("daemon.look_every must be one second at least".into());
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! How far a copy is behind its source, by listing alone.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::difference::{lacked_in_log, logs_from};
 use super::shape::{left_at, shape};
@@ -14,7 +14,7 @@ use crate::repository::{Repository, System};
 use crate::storage::ObjectInfo;
 
 /// What a copy lacks of what it wants.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lag {
     /// WAL segments that the source holds and the copy lacks.
     pub segments: u64,

@@ -5,6 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::mpsc::UnboundedSender;
+
 use super::Options;
 use super::child::Order;
 use crate::config::Config;
@@ -82,6 +84,9 @@ pub(super) struct Recipe {
     pub(super) words: Vec<String>,
     /// What stands before each of its lines in our log.
     pub(super) name: String,
+    /// Where the lines of its standard output go; nothing is kept of them then, and only errors
+    /// are logged.
+    pub(super) lines: Option<UnboundedSender<String>>,
 }
 
 impl Recipe {
@@ -93,12 +98,17 @@ impl Recipe {
         let file = file.unwrap_or_else(|_| self.accepted.config.path.clone());
         let mut words = self.words.clone();
         words.extend(["--config".to_owned(), file.display().to_string()]);
-        words.extend(["--log-level".to_owned(), self.options.log_level.clone()]);
+        let log_level = match self.lines {
+            Some(_) => "error",
+            None => &self.options.log_level,
+        };
+        words.extend(["--log-level".to_owned(), log_level.to_owned()]);
         Order {
             program: self.options.program.clone(),
             words,
             name: self.name.clone(),
             stop_timeout: self.accepted.config.daemon.stop_timeout.0,
+            lines: self.lines.clone(),
         }
     }
 }

@@ -28,6 +28,9 @@ pub struct Record {
     /// The last run that ended by itself.
     #[serde(default)]
     pub last: Option<Run>,
+    /// When it was last done, by this daemon or by somebody else.
+    #[serde(default)]
+    pub done: Option<Timestamp>,
     /// Since when it fails.
     #[serde(default)]
     pub failing: Option<Failing>,
@@ -57,7 +60,7 @@ pub struct Run {
 }
 
 /// What came of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunResult {
     /// Done (exit code 0).
@@ -185,6 +188,9 @@ impl Record {
             }
             _ => None,
         };
+        if matches!(run.result, RunResult::Done | RunResult::Elsewhere) {
+            self.done = Some(run.ended);
+        }
         self.last = Some(run);
     }
 

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 /// Tells a child the process that supervises it; what that child starts has another parent and
@@ -26,6 +27,8 @@ pub const SUPERVISOR: &str = "SEAWALL_SUPERVISOR";
 const LAST_LINES: usize = 12;
 /// A line longer than this is cut into several.
 const LONGEST_LINE: usize = 4096;
+/// A line of its standard output that is handed on is no longer.
+const LONGEST_DATA_LINE: usize = 64 << 20;
 /// As much of its standard output is kept.
 const MOST_OUTPUT: usize = 64 << 10;
 /// What a child started itself may hold the pipes longer than it lives.
@@ -42,6 +45,8 @@ pub struct Order {
     pub name: String,
     /// How long it may take to give up.
     pub stop_timeout: Duration,
+    /// Where the lines of its standard output go; they are kept otherwise.
+    pub lines: Option<UnboundedSender<String>>,
 }
 
 /// How a child ended.
@@ -77,7 +82,11 @@ pub async fn run(order: &Order, mut stop: watch::Receiver<bool>) -> io::Result<E
         .spawn()?;
     let supervision = child.stdin.take();
     let talk = tokio::spawn(pass_on(child.stderr.take(), order.name.clone()));
-    let data = tokio::spawn(keep(child.stdout.take()));
+    let stdout = child.stdout.take();
+    let data = match order.lines.clone() {
+        Some(lines) => tokio::spawn(hand_on(stdout, lines)),
+        None => tokio::spawn(keep(stdout)),
+    };
     let (status, given_up) = tokio::select! {
         status = child.wait() => (status?, false),
         () = told(&mut stop) => (end(&mut child, order).await?, true),
@@ -184,6 +193,36 @@ async fn keep(from: Option<impl AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
+/// Hands each line on; one that is longer than any that we write is left out.
+async fn hand_on(from: Option<impl AsyncRead + Unpin>, lines: UnboundedSender<String>) -> String {
+    let Some(from) = from else {
+        return String::new();
+    };
+    let mut from = BufReader::new(from);
+    let (mut line, mut too_long) = (Vec::new(), false);
+    loop {
+        let mut piece = Vec::new();
+        let mut some = (&mut from).take(LONGEST_LINE as u64);
+        let read = some.read_until(b'\n', &mut piece);
+        if !matches!(read.await, Ok(1..)) {
+            return String::new();
+        }
+        let ends = piece.ends_with(b"\n");
+        line.append(&mut piece);
+        too_long |= line.len() > LONGEST_DATA_LINE;
+        if too_long {
+            line.clear();
+        }
+        if ends {
+            if !too_long {
+                let _ = lines.send(String::from_utf8_lossy(&line).into_owned());
+            }
+            line.clear();
+            too_long = false;
+        }
+    }
+}
+
 /// What a person wants to read of it: its error, or the first line of its data.
 fn last_words(status: ExitStatus, talk: &VecDeque<String>, data: &str) -> String {
     use std::os::unix::process::ExitStatusExt;
@@ -225,6 +264,7 @@ mod tests {
             words: vec!["-c".into(), script.into()],
             name: "main full".into(),
             stop_timeout: Duration::from_millis(300),
+            lines: None,
         }
     }
 

@@ -49,6 +49,11 @@ impl Followers {
         self.running.len()
     }
 
+    /// Which.
+    pub fn names(&self) -> impl Iterator<Item = (String, Continuous)> {
+        self.running.keys().cloned()
+    }
+
     /// Ends those that run, and starts `wanted` instead: each has read a configuration, and
     /// secrets, that may not be valid any more.
     pub fn replace(&mut self, wanted: Vec<((String, Continuous), Recipe)>) {

@@ -9,11 +9,15 @@
 mod accepted;
 pub mod agenda;
 mod attempt;
+pub mod board;
 pub mod child;
 mod follow;
+mod http;
 mod look;
+mod metrics;
 mod notify;
 pub mod operation;
+mod page;
 mod saver;
 pub mod state;
 
@@ -33,9 +37,10 @@ use crate::error::{Error, Exit, Result};
 use accepted::Recipe;
 use agenda::{Run, RunResult, Waiting};
 use attempt::{Attempt, Outcome};
+use board::Board;
 use follow::{Followers, News};
 use notify::Notify;
-use operation::{Job, Task};
+use operation::{Continuous, Job, Task};
 use saver::Saver;
 use state::State;
 
@@ -80,6 +85,10 @@ struct Daemon {
     read_again: bool,
     stop: watch::Sender<bool>,
     notify: Notify,
+    board: Board,
+    server: http::Server,
+    /// Looks at clusters are told here, each as a line of JSON.
+    looks: mpsc::UnboundedSender<String>,
 }
 
 /// Runs everything on its schedule until SIGTERM or SIGINT; then what runs is told to give up,
@@ -103,6 +112,8 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
     let saver = Saver::new(directory.clone(), &state);
     let (news, mut heard) = mpsc::unbounded_channel();
     let (begun, mut began) = mpsc::unbounded_channel();
+    let (looks, mut looked) = mpsc::unbounded_channel();
+    let board = Board::new();
     let mut daemon = Daemon {
         tasks: operation::tasks(&accepted.config, &options.host)?,
         options: Arc::new(options),
@@ -119,6 +130,9 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
         read_again: false,
         stop: watch::Sender::new(false),
         notify: Notify::new(),
+        server: http::Server::new(board.clone()),
+        board,
+        looks,
     };
     daemon.follow()?;
     daemon.begin();
@@ -130,6 +144,7 @@ pub async fn run(accepted: Accepted, options: Options) -> Result<()> {
             Some(done) = daemon.attempts.join_next_with_id() => daemon.attempt_ended(done),
             Some(news) = heard.recv() => daemon.heard(news),
             Some(job) = began.recv() => daemon.began(&job),
+            Some(line) = looked.recv() => daemon.board.show_status(&line),
             _ = hangup.recv() => daemon.reload(),
             read = finished(&mut daemon.reading) => daemon.reloaded(read),
             _ = terminate.recv() => break,
@@ -175,7 +190,14 @@ impl Daemon {
         }
         self.saver.save(&self.state);
         self.notify.alive();
-        self.notify.status(self.status(now));
+        self.board.show(
+            self.accepted.config.cluster.keys().cloned(),
+            &self.tasks,
+            &self.state,
+            &self.running,
+            self.followers.names(),
+        );
+        self.notify.status(self.board.shown().in_words());
     }
 
     fn attempt_ended(&mut self, done: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
@@ -223,6 +245,7 @@ impl Daemon {
             .is_some_and(|last| attempt::is_the_same(&last.said, &run.said));
         let (result, said) = (run.result, run.said.clone());
         self.pauses.remove(job);
+        self.board.count(job, run.result);
         record.ended(run, self.accepted.config.daemon.retry_after.0);
         match (result, before, &record.failing) {
             (RunResult::Failed, before, Some(failing)) => {
@@ -357,11 +380,15 @@ impl Daemon {
         self.state.continuous.clear();
         let wanted = operation::continuous(&self.accepted.config)?.into_iter();
         let wanted = wanted.map(|(cluster, kind)| {
-            let recipe = self.recipe(kind.words(&cluster), format!("{cluster} {kind}"));
+            let mut recipe = self.recipe(kind.words(&cluster), format!("{cluster} {kind}"));
+            if kind == Continuous::Status {
+                recipe.lines = Some(self.looks.clone());
+            }
             ((cluster, kind), recipe)
         });
         let wanted = wanted.collect();
         self.followers.replace(wanted);
+        self.server.serve(&self.accepted.config.http);
         Ok(())
     }
 
@@ -371,6 +398,7 @@ impl Daemon {
             options: Arc::clone(&self.options),
             words,
             name,
+            lines: None,
         }
     }
 
@@ -408,41 +436,6 @@ impl Daemon {
         }
         self.saver.save_now(&self.state).await;
         tracing::info!("stopped");
-    }
-
-    fn status(&self, now: Timestamp) -> String {
-        let mut text = match self.running.iter().next() {
-            Some(job) if self.running.len() == 1 => format!("running: {job}"),
-            Some(_) => format!("running: {} jobs", self.running.len()),
-            None => {
-                let next = self.tasks.iter().filter_map(|task| {
-                    let record = self.state.jobs.get(&task.job.key())?;
-                    Some((*record.next(task, now, 1).first()?, &task.job))
-                });
-                match next.min() {
-                    Some((time, job)) => format!("next: {job} at {time:.0}"),
-                    None => "nothing on the schedule".into(),
-                }
-            }
-        };
-        let jobs = self
-            .tasks
-            .iter()
-            .filter_map(|task| self.state.jobs.get(&task.job.key()));
-        let failing = jobs
-            .clone()
-            .filter(|record| record.failing.is_some())
-            .count();
-        let waiting = jobs.filter(|record| record.waiting.is_some()).count();
-        for (count, what) in [
-            (failing + self.state.continuous.len(), "failing"),
-            (waiting, "waiting"),
-        ] {
-            if count > 0 {
-                text += &format!("; {count} {what}");
-            }
-        }
-        text
     }
 }
 

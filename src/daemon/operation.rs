@@ -13,7 +13,7 @@ use std::fmt;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::error::Result;
 use crate::schedule::Schedule;
 
@@ -60,6 +60,8 @@ pub enum Continuous {
     Copy,
     /// Messages in the WAL, and switches of segments.
     Heartbeat,
+    /// Looks at the server and the repositories, for the metrics and the status page.
+    Status,
 }
 
 impl Operation {
@@ -86,6 +88,7 @@ impl fmt::Display for Continuous {
         f.write_str(match self {
             Self::Copy => "copy",
             Self::Heartbeat => "heartbeat",
+            Self::Status => "status",
         })
     }
 }
@@ -203,6 +206,9 @@ pub fn continuous(config: &Config) -> Result<Vec<(String, Continuous)>> {
         if config.heartbeat.interval.is_some() {
             found.push((name.clone(), Continuous::Heartbeat));
         }
+        if config.http.listen != Listen::Off {
+            found.push((name.clone(), Continuous::Status));
+        }
     }
     Ok(found)
 }
@@ -275,7 +281,9 @@ mod tests {
             [
                 ("main".to_owned(), Continuous::Copy),
                 ("main".to_owned(), Continuous::Heartbeat),
-                ("other".to_owned(), Continuous::Heartbeat)
+                ("main".to_owned(), Continuous::Status),
+                ("other".to_owned(), Continuous::Heartbeat),
+                ("other".to_owned(), Continuous::Status)
             ]
         );
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalogue::Catalogue;
 use super::commits::{self, LastEnd};
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::postgres::{Lsn, TimelineId};
 
 /// The moments that one can recover to from one backup, by the server's clock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// The first: the end of the backup.
     pub from: Timestamp,

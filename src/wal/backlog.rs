@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::statvfs::statvfs;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{IoContext, Result};
 use crate::postgres::{SegmentSize, archive_status};
@@ -15,7 +15,7 @@ use crate::postgres::{SegmentSize, archive_status};
 pub const WINDOW: Duration = Duration::from_secs(300);
 
 /// WAL that PostgreSQL has finished and that is not archived yet.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Backlog {
     /// Files that wait, of all kinds.
     pub files: u64,

@@ -83,10 +83,25 @@ impl Browser {
     /// Opens a file as a page.
     #[track_caller]
     pub fn open(&self, file: &Path) {
-        self.ask(
-            "/url",
-            &json!({ "url": format!("file://{}", file.display()) }),
-        );
+        self.open_address(&format!("file://{}", file.display()));
+    }
+
+    /// Opens an address as a page.
+    #[track_caller]
+    pub fn open_address(&self, url: &str) {
+        self.ask("/url", &json!({ "url": url }));
+    }
+
+    /// Presses and releases a key: a letter, or one of WebDriver's numbers for other keys.
+    #[track_caller]
+    pub fn press(&self, key: char) {
+        let key = key.to_string();
+        let strokes = json!([
+            { "type": "keyDown", "value": key },
+            { "type": "keyUp", "value": key },
+        ]);
+        let keyboard = json!([{ "type": "key", "id": "keyboard", "actions": strokes }]);
+        self.ask("/actions", &json!({ "actions": keyboard }));
     }
 
     /// Makes the page as wide and high as a screen of so many CSS pixels.

@@ -144,7 +144,7 @@ pub fn tables(scratch: &Scratch, schedule: &str, more: &str) -> String {
         scratch.directory("state");
     }
     format!(
-        "[schedule]\n{schedule}\n[daemon]\nstate_directory = \"{}\"\nretry_after = \"1s\"\nstop_timeout = \"20s\"\n{more}",
+        "[schedule]\n{schedule}\n[http]\nlisten = \"off\"\n[daemon]\nstate_directory = \"{}\"\nretry_after = \"1s\"\nstop_timeout = \"20s\"\n{more}",
         state.display()
     )
 }

@@ -41,6 +41,7 @@ pub mod prefetch;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod readable;
 pub mod retention;
 pub mod rust_source;
 pub mod scratch;

@@ -332,6 +332,21 @@ impl Output {
         self
     }
 
+    /// Panics unless its standard output holds each of `texts`.
+    #[track_caller]
+    pub fn shows(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(
+                self.stdout.contains(text),
+                "{} does not show {text:?}\n-- stdout --\n{}\n-- stderr --\n{}",
+                self.command,
+                self.stdout,
+                self.stderr
+            );
+        }
+        self
+    }
+
     /// Its standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {

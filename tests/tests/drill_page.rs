@@ -7,13 +7,11 @@ use std::time::Duration;
 use seawall_tests::cli::drill;
 use seawall_tests::postgres::Cluster;
 use seawall_tests::process::{Output, Run};
+use seawall_tests::readable::{DESK, PHONE, fits, has_contrast, loads_nothing};
 use seawall_tests::site::{PATIENCE, Site};
 use seawall_tests::version::PostgresVersion;
 use seawall_tests::{Browser, pgbench, scratch};
 use serde_json::Value;
-
-const PHONE: (u32, u32) = (390, 844);
-const DESK: (u32, u32) = (1280, 800);
 
 const SETTINGS: &str = "\
 [objectives]
@@ -75,6 +73,7 @@ fn the_page_of_a_drill_is_read_on_a_phone_on_a_desk_by_light_by_dark_and_on_pape
             browser.prefer(scheme);
             shows_its_verdict(&browser, "Drill passed");
             fits(&browser, &format!("{screen:?} {scheme}"));
+            has_room(&browser, &format!("{screen:?} {scheme}"));
             has_contrast(&browser, scheme);
             let png = browser.screenshot();
             assert!(
@@ -110,6 +109,7 @@ fn a_failed_drill_says_so_at_the_top_and_the_trend_marks_it() {
         browser.prefer(scheme);
         shows_its_verdict(&browser, "Drill failed");
         fits(&browser, scheme);
+        has_room(&browser, scheme);
         has_contrast(&browser, scheme);
     }
     let reasons = browser.run("return document.querySelector('header .reasons').innerText");
@@ -172,27 +172,8 @@ fn shows_its_verdict(browser: &Browser, words: &str) {
     assert!(shown.as_str().unwrap().contains(words), "{shown}");
 }
 
-fn fits(browser: &Browser, what: &str) {
-    let widths = browser.run(
-        "const page = document.documentElement;
-         for (const details of document.querySelectorAll('details')) details.open = true;
-         const widths = [page.scrollWidth, page.clientWidth, innerWidth];
-         for (const details of document.querySelectorAll('details')) details.open = false;
-         return widths",
-    );
-    let width = |at: usize| widths[at].as_u64().unwrap();
-    assert!(
-        width(0) <= width(1) && width(1) == width(2),
-        "{what}: {widths}"
-    );
-    // Letters of a picture must not leave it either.
-    let out = browser.run(
-        "return [...document.querySelectorAll('svg text')].filter(text => {
-            const box = text.getBoundingClientRect(), svg = text.ownerSVGElement.getBoundingClientRect();
-            return box.left < svg.left - 1 || box.right > svg.right + 1;
-         }).map(text => text.textContent)",
-    );
-    assert_eq!(out.to_string(), "[]", "{what}");
+/// Names and figures of the phases do not meet.
+fn has_room(browser: &Browser, what: &str) {
     let met = browser.run(
         "const rows = {};
          for (const text of document.querySelectorAll('.timeline text.name, .timeline text.value'))
@@ -200,46 +181,6 @@ fn fits(browser: &Browser, what: &str) {
          return Object.values(rows).filter(([name, value]) => name.right > value.left).length",
     );
     assert_eq!(met, 0, "{what}: names and figures of phases meet");
-}
-
-/// WCAG AA: 4.5 to 1 for every text on what lies behind it.
-fn has_contrast(browser: &Browser, what: &str) {
-    let poor = browser.run(
-        "const parse = color => (color.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-         const light = ([r, g, b]) => [r, g, b].map(part => part / 255)
-            .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-            .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
-         const ground = element => {
-            for (; element; element = element.parentElement) {
-                const color = parse(getComputedStyle(element).backgroundColor);
-                if (color.length < 4 || color[3] > 0) return color;
-            }
-            return [255, 255, 255];
-         };
-         const poor = [];
-         for (const element of document.querySelectorAll('body *')) {
-            const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-            if (!own || ['title', 'desc'].includes(element.tagName)) continue;
-            const style = getComputedStyle(element);
-            const text = light(parse(element instanceof SVGElement ? style.fill : style.color));
-            const behind = light(ground(element));
-            const ratio = (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
-            if (ratio < 4.5) poor.push(element.textContent.slice(0, 40) + ': ' + ratio.toFixed(2));
-         }
-         return poor",
-    );
-    assert_eq!(poor.to_string(), "[]", "{what}");
-}
-
-fn loads_nothing(browser: &Browser) {
-    let asked =
-        browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)");
-    assert_eq!(asked.to_string(), "[]");
-    let foreign = browser.run(
-        "return [...document.querySelectorAll('script, link, img, iframe, object, embed, base, form, [src], [href]')]
-            .map(element => element.outerHTML)",
-    );
-    assert_eq!(foreign.to_string(), "[]");
 }
 
 fn holds_the_report(browser: &Browser, report: &Value) {

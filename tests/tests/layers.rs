@@ -26,13 +26,15 @@ const LAYERS: &[(&str, &str)] = &[
     ("heartbeat",  "config postgres storage repository wal"),
     // The doctor looks at all of them and changes nothing.
     ("doctor",     "config postgres storage repository wal retention copy"),
+    // Looks at all of them, too, for those on call.
+    ("status",     "config postgres storage repository wal retention copy"),
     // Packages of their own: the restore, and the drill, which uses it.
     ("seawall_restore", "config postgres storage repository wal backup"),
     ("seawall_drill",   "config postgres storage repository wal backup heartbeat seawall_restore"),
     // Runs everything on its schedule.
-    ("daemon",     "config postgres storage repository wal backup copy retention"),
+    ("daemon",     "config postgres storage repository wal backup copy retention status"),
     // Arguments and exit codes. Only the programs themselves know it.
-    ("cli",        "config postgres storage repository wal backup copy retention heartbeat doctor daemon"),
+    ("cli",        "config postgres storage repository wal backup copy retention heartbeat doctor status daemon"),
     ("main of src",         "config postgres storage repository wal backup copy retention daemon cli"),
     ("main of archive-cmd", "config postgres storage repository wal cli"),
     ("main of restore",     "config postgres storage repository wal backup cli seawall_restore"),

@@ -238,7 +238,9 @@ fn configure(scratch: &Scratch, garage: &Garage, primary: &Cluster) -> Config {
         .retention("recovery_window", "\"4d\"")
         .retention("delete_after", "\"1h\"");
     let state = scratch.join("state").display().to_string();
-    let daemon = format!("[daemon]\nstate_directory = \"{state}\"\nretry_after = \"1s\"\n");
+    let daemon = format!(
+        "[http]\nlisten = \"off\"\n[daemon]\nstate_directory = \"{state}\"\nretry_after = \"1s\"\n"
+    );
     ConfigFile::new()
         .cluster_as("main", primary, "postgres")
         .repository(near)

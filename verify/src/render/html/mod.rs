@@ -8,6 +8,7 @@ mod time_line;
 mod trend;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use seawall::look::LOOK;
 
 use super::facts::{self, Facts};
 use super::words::{self, Met, bytes, headline, moment, one_line};
@@ -32,7 +33,7 @@ pub fn html(report: &Report) -> String {
                 meta name="color-scheme" content="light dark";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 title { "Drill " (word) ": " (cluster) ", " (moment(report.started)) }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(LOOK)) (PreEscaped(STYLE)) }
             }
             body {
                 (top(report, word, &cluster))
