@@ -4,6 +4,7 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 bindir  := $(DESTDIR)$(PREFIX)/bin
+share   := $(DESTDIR)$(PREFIX)/share
 
 PROGRAMS := seawall seawall-archive seawall-restore seawall-fetch seawall-drill
 PRODUCT  := $(CARGO) build --release --bins $(addprefix --package ,seawall seawall-archive seawall-restore seawall-drill)
@@ -37,10 +38,15 @@ bench: ## Archiving, fetching, backups and restores beside pgBackRest, zstd and 
 	$(PRODUCT)
 	bench/run
 
-install: ## Install the five programs below $(PREFIX)
+install: ## Install the five programs, their man pages and completions below $(PREFIX)
 	$(PRODUCT)
 	install -d $(bindir)
 	for program in $(PROGRAMS); do install -m 0755 $(TARGET)/release/$$program $(bindir)/ || exit 1; done
+	install -d $(share)/man/man1 $(share)/bash-completion/completions $(share)/zsh/site-functions $(share)/fish/vendor_completions.d
+	install -m 0644 docs/man/*.1 $(share)/man/man1/
+	for file in docs/completions/*.bash; do install -m 0644 $$file $(share)/bash-completion/completions/$$(basename $$file .bash) || exit 1; done
+	install -m 0644 docs/completions/_* $(share)/zsh/site-functions/
+	install -m 0644 docs/completions/*.fish $(share)/fish/vendor_completions.d/
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod heartbeat;
 pub mod init;
 pub mod list;
+mod logging;
 pub mod merge;
 mod output;
 pub mod pin;
@@ -31,6 +32,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args, Parser, Subcommand};
+
+pub use logging::{report, say, start_logging};
 
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, Exit, Result};
@@ -115,26 +118,6 @@ impl Common {
     /// Reads the configuration.
     pub fn load(&self) -> Result<Config> {
         Config::load(self.config.as_deref())
-    }
-}
-
-/// Logs to standard error: standard output is data.
-pub fn start_logging(level: tracing::Level) {
-    let verbose = level >= tracing::Level::DEBUG;
-    let filter = tracing_subscriber::EnvFilter::new(format!(
-        "warn,seawall={level},seawall_restore={level},seawall_drill={level}"
-    ));
-    let format = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        // It would say on standard error that standard error cannot be written, and panic.
-        .log_internal_errors(false)
-        .with_target(verbose);
-    if verbose {
-        format.init()
-    } else {
-        format.without_time().init()
     }
 }
 
@@ -257,19 +240,6 @@ async fn orphaned() {
         let _ = tell.send(());
     });
     let _ = told.await;
-}
-
-/// Prints an error as people read it, and returns its exit code.
-pub fn report(error: &Error) -> Exit {
-    say(&format!("error: {error}"));
-    error.exit()
-}
-
-/// Says something on standard error. Where nobody reads it, that is no failure of ours:
-/// `eprintln!` would panic, and the exit code would no longer tell what happened.
-pub fn say(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The whole of `main` for a program whose work is `verb`: a panic is an ordinary failure.

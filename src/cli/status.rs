@@ -2,6 +2,7 @@
 
 mod text;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,11 @@ use super::become_cluster_owner;
 use super::output::{print, print_json};
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, Exit, Result};
-use crate::status::{ClusterStatus, FORMAT, Watch};
+use crate::privileges::is_root;
+use crate::status::{ClusterStatus, FORMAT, PATIENCE, Watch};
+
+/// What a single look may take: all of every repository is listed.
+const ONCE: Duration = Duration::from_secs(1800);
 
 /// Show up to which moment one can recover, what waits, what is missing, what was proven
 ///
@@ -61,13 +66,25 @@ pub fn run(args: &StatusArgs) -> Result<Exit> {
             .map(|(name, c)| (name.as_str(), c))
             .collect(),
     };
-    if let [(_, cluster)] = chosen.as_slice() {
+    let owner = |cluster: &ClusterConfig| {
+        let directory = cluster.data_directory.as_ref()?;
+        std::fs::metadata(directory).ok().map(|found| found.uid())
+    };
+    let mut owners = chosen.iter().map(|(_, cluster)| owner(cluster));
+    let first = owners.next().flatten();
+    if owners.any(|other| other != first) && is_root() {
+        return Err(
+            Error::usage("the clusters belong to several users, and root is none of them")
+                .hint("choose one with --cluster"),
+        );
+    }
+    if let Some((_, cluster)) = chosen.first() {
         become_cluster_owner(cluster)?;
     }
     Ok(super::run(async {
         let looks = chosen.into_iter().map(|(name, cluster)| {
             let mut watch = Watch::new(&config, name, cluster);
-            async move { watch.look().await }
+            async move { watch.look(ONCE).await }
         });
         let clusters = join_all(looks).await;
         let blind = clusters.iter().any(is_blind);
@@ -102,7 +119,7 @@ async fn follow(config: &Config, name: &str, cluster: &ClusterConfig) -> Result<
     let mut watch = Watch::new(config, name, cluster);
     loop {
         let begun = tokio::time::Instant::now();
-        let status = watch.look().await;
+        let status = watch.look(PATIENCE).await;
         let line = serde_json::to_string(&status)
             .map_err(|error| Error::failed("cannot write JSON").because(error))?;
         print(&line);

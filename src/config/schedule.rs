@@ -124,6 +124,10 @@ impl DaemonConfig {
         if self.look_every.0 < Duration::from_secs(1) {
             return Err("daemon.look_every must be one second at least".into());
         }
+        // Alarms take what is older for stale.
+        if self.look_every.0 > Duration::from_secs(300) {
+            return Err("daemon.look_every must be five minutes at most".into());
+        }
         Ok(())
     }
 }

@@ -46,8 +46,8 @@ pub struct JobShown {
     pub record: Record,
     /// When it begins next.
     pub next: Option<Timestamp>,
-    /// The seconds between its next two times on the schedule.
-    pub interval: Option<f64>,
+    /// Its first time on the schedule since it was last done, or since the daemon began.
+    pub due: Option<Timestamp>,
     /// Its line, and the zone that this is meant in.
     pub line: String,
     /// Whether it runs.
@@ -81,11 +81,16 @@ impl Board {
         continuous: impl Iterator<Item = (String, Continuous)>,
     ) {
         let now = Timestamp::now();
+        let started = self.lock().started;
         let jobs = tasks.iter().map(|task| {
             let record = state.jobs.get(&task.job.key()).cloned().unwrap_or_default();
             JobShown {
                 next: record.next(task, now, 1).first().copied(),
-                interval: interval(task, now),
+                due: {
+                    let since = record.done.unwrap_or(started);
+                    let due = task.schedule.next_after(since - task.delay);
+                    due.map(|due| due + task.delay)
+                },
                 line: format!("{} ({})", task.schedule.line(), task.schedule.zone_name()),
                 runs: running.contains(&task.job),
                 job: task.job.clone(),
@@ -123,12 +128,6 @@ impl Board {
             Err(error) => tracing::warn!("a look at a cluster cannot be read: {error}"),
         }
     }
-}
-
-fn interval(task: &Task, now: Timestamp) -> Option<f64> {
-    let next = task.schedule.next_after(now)?;
-    let then = task.schedule.next_after(next)?;
-    Some(then.duration_since(next).as_secs_f64())
 }
 
 impl Shown {

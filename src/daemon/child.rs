@@ -73,6 +73,8 @@ pub async fn run(order: &Order, mut stop: watch::Receiver<bool>) -> io::Result<E
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
+        // Its lines are read here.
+        .env_remove("SEAWALL_LOG_FORMAT")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::board::Board;
 use super::{metrics, page};
 use crate::config::{HttpConfig, Listen};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How long after a failure the address is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -85,14 +85,17 @@ async fn keep_serving(config: &HttpConfig, board: &Board) {
 
 async fn try_to_serve(config: &HttpConfig, board: &Board) -> Result<()> {
     let token = match &config.token {
-        Some(token) => Some(Arc::from(token.resolve()?)),
+        Some(token) => match token.resolve()?.trim() {
+            "" => return Err(Error::usage("http.token is empty: anybody could look")),
+            token => Some(Arc::from(token)),
+        },
         None => None,
     };
     let router = router(board.clone(), token);
     let (listener, address) = listener::open(config).await?;
     tracing::info!("metrics and status page: {address}");
     let served = axum::serve(listener, router).await;
-    served.map_err(|error| crate::error::Error::failed(error.to_string()))
+    served.map_err(|error| Error::failed(error.to_string()))
 }
 
 fn router(board: Board, token: Option<Arc<str>>) -> Router {
@@ -138,7 +141,7 @@ async fn readyz(State(board): State<Board>) -> Response {
     let unseen = shown.unseen();
     let why = shown.ill().or_else(|| {
         let some = !unseen.is_empty();
-        some.then(|| format!("not looked at yet: {}", unseen.join(", ")))
+        some.then(|| format!("clusters that were not looked at yet: {}", unseen.len()))
     });
     match why {
         None => (StatusCode::OK, "ready\n").into_response(),

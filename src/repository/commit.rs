@@ -87,6 +87,7 @@ impl System {
             .because(lost)
             .hint(TAKE_IT_AGAIN));
         }
+        let again = bytes.clone();
         if self.put_marker(marker, bytes).await? == Created::Exists {
             // Another process copies the same backup, and has put the same marker: it may have
             // promised it long ago, so it is not ours to withdraw.
@@ -123,15 +124,14 @@ impl System {
             }
         };
         if let Some(child) = self.relied_upon_by(marker, &lost).await? {
-            return Err(Error::failed(format!(
-                "backup {} was committed too late to be relied upon, and stays for {child}, which needs it",
-                marker.id
-            ))
-            .at(self.place())
-            .because(lost)
-            .hint("take it again; find out whether this machine was asleep"));
+            return Err(self.stays_for(marker, &child, lost));
         }
         self.withdraw(marker, &lost).await?;
+        // It may have been taken on top of this one just before the marker went.
+        if let Ok(Some(child)) = self.child_of(marker).await {
+            self.put_marker(marker, again).await?;
+            return Err(self.stays_for(marker, &child, lost));
+        }
         Err(Error::failed(format!(
             "backup {} was withdrawn: part of it was deleted while it was being committed, or is about to be",
             marker.id
@@ -139,6 +139,16 @@ impl System {
         .at(self.place())
         .because(lost)
         .hint(TAKE_IT_AGAIN))
+    }
+
+    fn stays_for(&self, marker: &Marker, child: &BackupId, lost: String) -> Error {
+        Error::failed(format!(
+            "backup {} was committed too late to be relied upon, and stays for {child}, which needs it",
+            marker.id
+        ))
+        .at(self.place())
+        .because(lost)
+        .hint("take it again; find out whether this machine was asleep")
     }
 
     /// A backup that was taken on top of this one while we slept between the marker and the last
@@ -150,9 +160,14 @@ impl System {
         let Some(child) = child else {
             return Ok(None);
         };
-        let missing = self.missing_object(marker).await;
-        let missing = missing.map_err(|error| self.still_there(marker, lost, error))?;
-        Ok(missing.is_none().then_some(child))
+        let whole = async {
+            let marked = matches!(self.marker_if_finished(&marker.id).await?, Some(Ok(_)));
+            Ok::<_, Error>(marked && self.missing_object(marker).await?.is_none())
+        };
+        let whole = whole
+            .await
+            .map_err(|error| self.still_there(marker, lost, error))?;
+        Ok(whole.then_some(child))
     }
 
     /// A finished backup that was taken on top of this one.

@@ -14,6 +14,9 @@ use super::scan::Stretch;
 use crate::error::Result;
 use crate::postgres::{Lsn, TimelineId};
 
+/// How [`Window::unknown`] begins where all was read, and no transaction ended in it.
+pub const NOTHING_ENDED: &str = "no transaction ended";
+
 /// The moments that one can recover to from one backup, by the server's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
@@ -89,13 +92,12 @@ fn window(backup: &Marker, last: &Result<LastEnd, String>) -> Window {
     let behind = |lsn: Lsn| lsn >= backup.stop_lsn;
     let (to, unknown) = match last {
         Ok(LastEnd::At(end)) if behind(end.lsn) => (Some(end.time), None),
-        Ok(LastEnd::At(_) | LastEnd::Never) => (
-            None,
-            Some("no transaction ended since the backup".to_owned()),
-        ),
+        Ok(LastEnd::At(_) | LastEnd::Never) => {
+            (None, Some(format!("{NOTHING_ENDED} since the backup")))
+        }
         Ok(LastEnd::Unknown) => (
             None,
-            Some("no transaction ended in the newest 256 MiB of WAL".to_owned()),
+            Some(format!("{NOTHING_ENDED} in the newest 256 MiB of WAL")),
         ),
         Err(why) => (None, Some(why.clone())),
     };

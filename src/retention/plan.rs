@@ -13,8 +13,10 @@ use super::rules::{self, Keeps};
 use super::wanted::wanted;
 use crate::config::RetentionConfig;
 use crate::postgres::{SegmentName, SegmentSize, SystemId, TimelineId};
+use crate::repository::chain;
 use crate::repository::keys::BackupId;
 use crate::repository::leases::{Lease, Work};
+use crate::repository::marker::Marker;
 use crate::repository::segments::SegmentSet;
 
 /// The segment in which a backup starts is archived after it began; by how much the clocks of
@@ -291,7 +293,8 @@ fn keep_for_others(keeps: &mut Keeps, inventory: &Inventory, circumstances: &Cir
     }
 }
 
-/// What is copied into this repository comes with its WAL first and its marker last.
+/// What is copied into this repository comes with its WAL first and its marker last; what it was
+/// taken on top of must not have gone by then.
 fn keep_for_arrivals(
     keeps: &mut Keeps,
     inventory: &Inventory,
@@ -311,6 +314,30 @@ fn keep_for_arrivals(
         circumstances.rules,
         circumstances.now,
     );
+    for system in &there.systems {
+        let Some(here) = inventory
+            .systems
+            .iter()
+            .position(|here| here.id == system.id)
+        else {
+            continue;
+        };
+        let markers: Vec<Marker> = system.backups.iter().map(|b| b.marker.clone()).collect();
+        let to_come = markers.iter().filter(|marker| {
+            coming.backups.contains(&marker.id) && find(inventory, here, &marker.id).is_none()
+        });
+        for marker in to_come {
+            for link in chain::of(&markers, marker).unwrap_or_default() {
+                if let Some(which) = find(inventory, here, &link.id) {
+                    let why = format!(
+                        "backup {} is to come from {}, and needs it",
+                        marker.id, source.name
+                    );
+                    keeps.with_own_wal(inventory, which, why);
+                }
+            }
+        }
+    }
     for (id, wal) in coming.wal {
         if let Some(here) = inventory.systems.iter().position(|system| system.id == id) {
             keeps.wal.entry(here).or_default().add_all(&wal);

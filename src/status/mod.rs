@@ -4,9 +4,11 @@
 //! said, and holds up nothing else.
 //!
 //! A [`Watch`] looks again and again, and asks the stores for little: all of a repository is
-//! listed when a backup or a timeline came or went and once an hour, otherwise what lies behind
-//! the newest backup.
+//! listed when a backup or a timeline came or went, once an hour, and every five minutes while
+//! something is wrong; otherwise what lies behind the newest backup.
 
+mod background;
+mod listing;
 mod repository;
 mod server;
 
@@ -24,12 +26,13 @@ use crate::repository::windows::Window;
 use crate::wal::backlog::Backlog;
 
 use repository::RepositoryWatch;
+use server::ServerWatch;
 
 /// The format of [`ClusterStatus`].
 pub const FORMAT: u32 = 1;
 
-/// What a look at the server, or at one repository, may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What a look of many may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One look at a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,6 +155,8 @@ pub struct RepositoryStatus {
     pub sizes: Sizes,
     /// Of a copy: what it lacks of its source.
     pub lag: Option<Lag>,
+    /// When the two were last compared.
+    pub compared: Option<Timestamp>,
     /// Why that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_error: Option<String>,
@@ -255,7 +260,7 @@ impl RepositoryStatus {
 /// Looks at a cluster again and again.
 pub struct Watch {
     cluster: String,
-    cluster_config: ClusterConfig,
+    server: ServerWatch,
     objectives: ObjectivesStatus,
     repositories: Vec<RepositoryWatch>,
 }
@@ -266,7 +271,7 @@ impl Watch {
         let repositories = config.repository.iter();
         Self {
             cluster: cluster.to_owned(),
-            cluster_config: cluster_config.clone(),
+            server: ServerWatch::new(cluster_config),
             objectives: ObjectivesStatus::from(&config.objectives),
             repositories: repositories
                 .map(|repository| RepositoryWatch::new(config, repository, cluster))
@@ -274,15 +279,14 @@ impl Watch {
         }
     }
 
-    /// Looks. What cannot be looked at says so in its part.
-    pub async fn look(&mut self) -> ClusterStatus {
+    /// Looks for `patience` at most. What cannot be looked at says so in its part; what takes
+    /// longer than that goes on, for the next look.
+    pub async fn look(&mut self, patience: Duration) -> ClusterStatus {
         let (time, started) = (Timestamp::now(), Instant::now());
         let repositories = self.repositories.iter_mut();
-        let repositories = repositories.map(|repository| repository.look(PATIENCE));
-        let (server, repositories) = futures::join!(
-            server::look(&self.cluster_config, PATIENCE),
-            join_all(repositories)
-        );
+        let repositories = repositories.map(|repository| repository.look(patience));
+        let (server, repositories) =
+            futures::join!(self.server.look(patience), join_all(repositories));
         ClusterStatus {
             format: FORMAT,
             cluster: self.cluster.clone(),

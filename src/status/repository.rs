@@ -1,37 +1,38 @@
 //! One repository's part of a look, and what is remembered so that the next one is cheap.
+//!
+//! Each look lists the backups' names, the timelines, the drills, and the WAL behind one backup.
+//! What takes long, listing all of it and comparing a copy with its source, goes on beside the
+//! looks, and what is shown is what is known until it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{ArchivedUntil, BackupStatus, DrillStatus, RepositoryStatus, Sizes, Span};
+use super::background::Background;
+use super::listing::{Listing, is_unreadable, spans};
+use super::{ArchivedUntil, DrillStatus, RepositoryStatus};
 use crate::config::{Config, RepositoryConfig};
-use crate::copy::lag;
+use crate::copy::{Lag, lag};
 use crate::error::{Error, Result};
-use crate::postgres::TimelineId;
-use crate::repository::catalogue::{Catalogue, Reach};
-use crate::repository::chain;
-use crate::repository::health::{self, Illness, Needed};
-use crate::repository::keys::{BackupId, BackupKind};
-use crate::repository::line::Archived;
-use crate::repository::marker::Marker;
-use crate::repository::windows::Window;
-use crate::repository::{Repository, System, SystemRecord};
+use crate::repository::catalogue::Reach;
+use crate::repository::keys::BackupId;
+use crate::repository::{Repository, System};
 
-/// How often all of a repository is listed, though no backup and no timeline came or went.
-const LISTED_EVERY: Duration = Duration::from_secs(3600);
+/// How often all of a repository is listed, though no backup and no timeline came or went; and
+/// how often while something is wrong with it.
+const LISTED_EVERY: [Duration; 2] = [Duration::from_secs(3600), Duration::from_secs(300)];
 
 /// A copy is compared with its source (two listings for each 4 GiB of WAL) at each look, but for
 /// a hundredth of the time at most, and so often at least.
 const COMPARED_AT_LEAST: Duration = Duration::from_secs(300);
 
+/// After a failure it is not tried again before.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
+
 /// So many drills are shown.
 const DRILLS: usize = 30;
-
-/// More missing ranges than this are not named.
-const GAPS: usize = 100;
 
 /// Looks at one repository again and again.
 pub(super) struct RepositoryWatch {
@@ -39,30 +40,11 @@ pub(super) struct RepositoryWatch {
     source: Option<RepositoryConfig>,
     cluster: String,
     /// Kept open, with its connections, until something fails.
-    opened: Option<Opened>,
-    known: Option<Known>,
-    /// When it was last compared, and how long that took.
-    compared: Option<(Instant, Duration)>,
+    opened: Option<Repository>,
+    known: Option<Listing>,
+    listing: Background<Result<Listing>>,
+    comparing: Background<Result<Lag>>,
     status: RepositoryStatus,
-}
-
-struct Opened {
-    repository: Repository,
-    source: Option<Repository>,
-}
-
-/// What a whole listing said, and stays true until a backup or a timeline comes or goes.
-struct Known {
-    listed: Instant,
-    ids: Vec<BackupId>,
-    timelines: BTreeSet<TimelineId>,
-    catalogue: Catalogue,
-    /// Bytes of all its WAL, as stored.
-    wal_bytes: u64,
-    /// Where the line of the newest backup ended.
-    reach: Option<Reach>,
-    /// The backups that led there, too.
-    with_newest: BTreeSet<BackupId>,
 }
 
 /// What a drill's report says that is shown here.
@@ -87,24 +69,37 @@ impl RepositoryWatch {
     pub(super) fn new(config: &Config, repository: &RepositoryConfig, cluster: &str) -> Self {
         let source = repository.copy_from.as_ref();
         let source = source.and_then(|name| config.repository.iter().find(|r| r.name == *name));
-        Self {
+        let mut watch = Self {
             config: repository.clone(),
             source: source.cloned(),
             cluster: cluster.to_owned(),
             opened: None,
             known: None,
-            compared: None,
-            status: RepositoryStatus {
-                name: repository.name.clone(),
-                copy_from: repository.copy_from.clone(),
-                ..RepositoryStatus::default()
-            },
-        }
+            listing: Background::default(),
+            comparing: Background::default(),
+            status: RepositoryStatus::default(),
+        };
+        watch.forget();
+        watch
     }
 
+    /// Nothing is known of what it holds.
+    fn forget(&mut self) {
+        self.known = None;
+        self.listing = Background::default();
+        self.comparing = Background::default();
+        self.status = RepositoryStatus {
+            name: self.config.name.clone(),
+            copy_from: self.config.copy_from.clone(),
+            ..RepositoryStatus::default()
+        };
+    }
+
+    /// Looks for `patience` at most; a listing that takes longer goes on, for the next look.
     pub(super) async fn look(&mut self, patience: Duration) -> RepositoryStatus {
         let now = Timestamp::now();
-        let looked = match tokio::time::timeout(patience, self.try_look(now)).await {
+        let until = tokio::time::Instant::now() + patience;
+        let looked = match tokio::time::timeout_at(until, self.try_look(until)).await {
             Ok(looked) => looked,
             Err(_) => Err(Error::failed(format!(
                 "no answer within {} s",
@@ -124,178 +119,96 @@ impl RepositoryWatch {
         self.status.clone()
     }
 
-    async fn try_look(&mut self, now: Timestamp) -> Result<()> {
-        if self.opened.is_none() {
-            self.opened = Some(Opened {
-                repository: Repository::open(&self.config)?,
-                source: self.source.as_ref().map(Repository::open).transpose()?,
-            });
-        }
-        let Some(Opened { repository, source }) = &self.opened else {
-            return Ok(());
+    async fn try_look(&mut self, until: tokio::time::Instant) -> Result<()> {
+        let repository = match &self.opened {
+            Some(opened) => opened.clone(),
+            None => self.opened.insert(Repository::open(&self.config)?).clone(),
         };
-        let (repository, source) = (repository.clone(), source.clone());
         repository.record().await?;
         let systems = repository.systems(&self.cluster).await?;
         let Some((system, record)) = systems.last() else {
+            // All of it was listed: there is nothing.
+            self.forget();
+            self.status.listed = Some(Timestamp::now());
             return Ok(());
         };
         if self.status.system_id != Some(system.id()) {
-            self.known = None;
+            self.forget();
         }
         self.status.system_id = Some(system.id());
         self.status.postgresql_major = Some(record.postgresql_major);
         self.look_at_drills(&repository).await?;
-        let ids = system.backup_ids().await?;
-        let timelines = system.history_timelines().await?;
-        let is_news = |known: &Known| {
-            known.ids != ids
-                || known.timelines != timelines
-                || known.listed.elapsed() > LISTED_EVERY
-        };
-        let olds = self.known.take_if(|known| !is_news(known));
-        self.known = Some(match olds {
-            Some(mut known) => {
-                self.look_behind_the_newest(&mut known).await?;
-                known
-            }
-            None => {
-                let known = self.look_at_all(system, ids, timelines).await?;
-                self.status.sizes = self.sizes(&systems, &known).await?;
-                self.status.listed = Some(now);
-                known
-            }
-        });
-        if let Some(source) = &source
-            && self
-                .compared
-                .is_none_or(|(at, took)| at.elapsed() > (took * 100).min(COMPARED_AT_LEAST))
-        {
-            let begun = Instant::now();
-            self.compare(source, system).await;
-            self.compared = Some((Instant::now(), begun.elapsed()));
+        self.compare(system);
+        if self.wants_a_listing(system).await? {
+            let work = (system.clone(), systems.clone());
+            self.listing
+                .begin(async move { Listing::of(&work.0, &work.1).await });
         }
-        Ok(())
+        // Where nothing is known yet, it is worth waiting for.
+        let wait = self.known.is_none();
+        if let Some(listed) = self.listing.ended(wait.then_some(until)).await {
+            match listed {
+                Ok(listed) => self.take(listed),
+                Err(error) if wait => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        "{}: it cannot be listed: {}",
+                        self.config.name,
+                        error.one_line()
+                    );
+                }
+            }
+        }
+        let wait = self.source.is_some() && self.status.compared.is_none();
+        let wait = wait && self.status.lag_error.is_none();
+        if let Some(compared) = self.comparing.ended(wait.then_some(until)).await {
+            self.note_lag(compared);
+        }
+        self.look_behind_the_newest().await
     }
 
-    /// Lists everything.
-    async fn look_at_all(
-        &mut self,
-        system: &System,
-        ids: Vec<BackupId>,
-        timelines: BTreeSet<TimelineId>,
-    ) -> Result<Known> {
-        let catalogue = Catalogue::load(system).await?;
-        let survey = system.survey(catalogue.record.segment_size).await?;
-        let windows = catalogue.windows(&survey.archived).await;
-        let needed: Vec<Needed> = catalogue.backups.iter().map(Needed::of).collect();
-        let (mut gaps, mut conflicts) = (Vec::new(), 0);
-        for illness in health::examine(&survey, &needed) {
-            match illness {
-                Illness::Missing { first, last, .. } if gaps.len() < GAPS => {
-                    gaps.push([first, last]);
-                }
-                Illness::Conflict(_) => conflicts += 1,
-                // Histories that cannot be used are among what is unreadable.
-                _ => {}
-            }
-        }
-        let pins = system.pins().await?;
-        let now = Timestamp::now();
-        let pinned: BTreeSet<&BackupId> = pins
-            .iter()
-            .filter(|pin| pin.pin.as_ref().map_or(true, |pin| pin.holds(now)))
-            .map(|pin| &pin.backup)
-            .collect();
-        let finished = catalogue.backups.len() + unreadable_backups(&catalogue);
-        let status = &mut self.status;
-        status.gaps = gaps;
-        status.conflicts = conflicts;
-        status.unreadable = catalogue.unreadable.iter().map(|u| u.why.clone()).collect();
-        status.unfinished_backups = ids.len().saturating_sub(finished) as u64;
-        status.backups = catalogue
-            .backups
-            .iter()
-            .zip(windows)
-            .map(|(backup, window)| {
-                let broken = chain::of(&catalogue.backups, backup).err();
-                BackupStatus {
-                    id: backup.id.clone(),
-                    kind: backup.kind,
-                    stop_time: backup.stop_time,
-                    seconds: backup
-                        .stop_time
-                        .duration_since(backup.start_time)
-                        .as_secs_f64(),
-                    bytes: backup.restored_bytes(),
-                    stored_bytes: backup.stored_bytes,
-                    damaged_pages: backup.damaged_page_count,
-                    window: window.filter(|_| broken.is_none()),
-                    broken_chain: broken.map(|broken| broken.to_string()),
-                    pinned: pinned.contains(&backup.id),
-                    proven: None,
-                }
-            })
-            .collect();
+    async fn wants_a_listing(&self, system: &System) -> Result<bool> {
+        let Some(known) = &self.known else {
+            return Ok(self.listing.may_begin(Duration::ZERO));
+        };
+        let every = LISTED_EVERY[usize::from(known.is_ill)];
+        let old = known.listed.elapsed() > every;
+        let begin = self.listing.may_begin(AFTER_FAILURE);
+        Ok(begin && (old || !known.is_of(system).await?))
+    }
+
+    fn take(&mut self, listing: Listing) {
+        self.status.listed = Some(listing.time);
+        listing.show(&mut self.status);
+        let reach = listing.reach.clone();
+        self.known = Some(listing);
         self.note_proofs();
-        let newest = newest_with_window(&catalogue.backups, &self.status.backups);
-        let reach = newest.and_then(|newest| catalogue.reach(newest, &survey.archived));
-        let as_far = |backup: &&Marker| {
-            reach.is_some() && catalogue.reach(backup, &survey.archived) == reach
-        };
-        let with_newest = catalogue.backups.iter().filter(as_far);
-        let with_newest = with_newest.map(|backup| backup.id.clone()).collect();
         self.note_end(reach.as_ref());
-        Ok(Known {
-            listed: Instant::now(),
-            ids,
-            timelines,
-            catalogue,
-            wal_bytes: bytes_of(&survey.archived),
-            reach,
-            with_newest,
-        })
     }
 
-    /// Lists the WAL behind the start of the newest backup, and reads the last commit in it if
+    /// Lists the WAL behind one backup of the newest line, and reads the last commit in it if
     /// there is more than there was.
-    async fn look_behind_the_newest(&mut self, known: &mut Known) -> Result<()> {
-        let catalogue = &known.catalogue;
-        let Some(newest) = newest_with_window(&catalogue.backups, &self.status.backups) else {
-            // WAL of a backup may still arrive.
-            return known.look_at_all_next_time();
-        };
-        let history = catalogue.histories.values().rev();
-        let mut history = history.filter(|h| h.contains(newest.timeline, newest.stop_lsn));
-        let Some(history) = history.next() else {
+    async fn look_behind_the_newest(&mut self) -> Result<()> {
+        let Some(known) = &mut self.known else {
             return Ok(());
         };
-        let start = newest.start_lsn.segment(catalogue.record.segment_size);
-        let archived: Archived = catalogue.archived(history, start).await?;
-        let reach = catalogue.reach(newest, &archived);
-        if reach == known.reach {
+        let Some((reach, window)) = known.look_further().await? else {
             return Ok(());
-        }
-        if reach.is_none() {
-            // It leads nowhere any more.
-            return known.look_at_all_next_time();
-        }
-        let windows = catalogue.windows(&archived).await;
-        let of_newest = catalogue.backups.iter().zip(windows);
-        let of_newest = of_newest.filter(|(backup, _)| backup.id == newest.id);
-        let to = of_newest.filter_map(|(_, window)| window?.to).next();
+        };
         for backup in &mut self.status.backups {
-            if let Some(window) = &mut backup.window
-                && to.is_some()
+            if let Some(own) = &mut backup.window
+                && window.to.is_some()
                 && known.with_newest.contains(&backup.id)
             {
-                window.to = to;
-                window.unknown = None;
+                own.to = window.to;
+                own.unknown = None;
             }
         }
-        known.reach = reach;
-        let reach = known.reach.clone();
-        self.note_end(reach.as_ref());
+        // An end that could not be read is asked for again.
+        if !is_unreadable(&window) {
+            known.reach = Some(reach.clone());
+        }
+        self.note_end(Some(&reach));
         Ok(())
     }
 
@@ -333,44 +246,35 @@ impl RepositoryWatch {
         }
     }
 
-    /// Of all systems: those before the newest take their place as well.
-    async fn sizes(&self, systems: &[(System, SystemRecord)], newest: &Known) -> Result<Sizes> {
-        let mut sizes = Sizes::default();
-        let mut add = |backups: &[Marker], wal_bytes: u64| {
-            sizes.wal += wal_bytes;
-            for backup in backups {
-                match backup.kind {
-                    BackupKind::Full => sizes.full += backup.stored_bytes,
-                    BackupKind::Incremental => sizes.incremental += backup.stored_bytes,
-                }
-            }
+    /// Begins to compare a copy with its source, if it is time.
+    fn compare(&mut self, system: &System) {
+        let Some(source) = self.source.clone() else {
+            return;
         };
-        add(&newest.catalogue.backups, newest.wal_bytes);
-        let older = systems.iter().map(|(system, _)| system);
-        for system in older.filter(|system| system.id() != newest.catalogue.system().id()) {
-            let catalogue = Catalogue::load(system).await?;
-            let archived = catalogue.everything_archived().await?;
-            add(&catalogue.backups, bytes_of(&archived));
+        let pause = (self.comparing.took() * 100).min(COMPARED_AT_LEAST);
+        if self.comparing.may_begin(pause) {
+            let (cluster, rules) = (self.cluster.clone(), self.config.retention.clone());
+            let system = system.clone();
+            self.comparing.begin(async move {
+                let source = Repository::open(&source)?;
+                lag(&source.system(&cluster, system.id()), &system, &rules).await
+            });
         }
-        Ok(sizes)
     }
 
-    async fn compare(&mut self, source: &Repository, system: &System) {
-        let there = source.system(&self.cluster, system.id());
-        match lag(&there, system, &self.config.retention).await {
+    fn note_lag(&mut self, compared: Result<Lag>) {
+        match compared {
             Ok(lag) => {
                 self.status.lag = Some(lag);
                 self.status.lag_error = None;
+                self.status.compared = Some(Timestamp::now());
             }
-            Err(error) => self.status.lag_error = Some(error.one_line()),
+            // What was known is not so any more.
+            Err(error) => {
+                self.status.lag = None;
+                self.status.lag_error = Some(error.one_line());
+            }
         }
-    }
-}
-
-impl Known {
-    fn look_at_all_next_time(&mut self) -> Result<()> {
-        self.ids.clear();
-        Ok(())
     }
 }
 
@@ -386,70 +290,5 @@ impl From<Report> for DrillStatus {
             rto_seconds: seconds(report.rto),
             rpo_seconds: seconds(report.rpo),
         }
-    }
-}
-
-fn bytes_of(archived: &Archived) -> u64 {
-    let runs = archived.values().flat_map(|wal| &wal.runs);
-    runs.map(|run| run.stored_bytes).sum()
-}
-
-fn unreadable_backups(catalogue: &Catalogue) -> usize {
-    let unreadable = catalogue.unreadable.iter();
-    unreadable.filter(|object| object.backup.is_some()).count()
-}
-
-/// The newest backup that one can recover from.
-fn newest_with_window<'a>(markers: &'a [Marker], backups: &[BackupStatus]) -> Option<&'a Marker> {
-    let newest = backups
-        .iter()
-        .rev()
-        .find(|backup| backup.window.is_some())?;
-    markers.iter().find(|marker| marker.id == newest.id)
-}
-
-/// What several windows cover together.
-fn spans<'a>(windows: impl Iterator<Item = &'a Window>) -> Vec<Span> {
-    let mut spans: Vec<Span> = windows
-        .map(|window| Span {
-            from: window.from,
-            to: window.to.unwrap_or(window.from),
-        })
-        .collect();
-    spans.sort_by_key(|span| span.from);
-    let mut joined: Vec<Span> = Vec::new();
-    for span in spans {
-        match joined.last_mut() {
-            Some(last) if span.from <= last.to => last.to = last.to.max(span.to),
-            _ => joined.push(span),
-        }
-    }
-    joined
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_that_meet_are_one_span_and_a_gap_is_between_two() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let window = |from, to: Option<i64>| Window {
-            from: at(from),
-            to: to.map(at),
-            unknown: None,
-        };
-        let windows = [
-            window(50, Some(90)),
-            window(10, Some(40)),
-            window(30, Some(40)),
-            window(60, Some(90)),
-            window(95, None),
-        ];
-        let found = spans(windows.iter()).into_iter();
-        let found: Vec<_> = found
-            .map(|s| (s.from.as_second(), s.to.as_second()))
-            .collect();
-        assert_eq!(found, [(10, 40), (50, 90), (95, 95)]);
     }
 }

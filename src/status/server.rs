@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::background::Background;
 use super::{ArchiverStatus, ServerStatus};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
@@ -12,37 +13,58 @@ use crate::postgres::sql::Client;
 use crate::postgres::{Lsn, SegmentName, SegmentSize};
 use crate::wal::backlog::Backlog;
 
-/// Asks the server, and looks at its pg_wal where that is on this host.
-pub(super) async fn look(cluster: &ClusterConfig, patience: Duration) -> ServerStatus {
-    let mut status = ServerStatus::default();
-    let asked = match tokio::time::timeout(patience, ask(cluster, &mut status)).await {
-        Ok(asked) => asked,
-        Err(_) => Err(Error::failed(format!(
-            "no answer within {} s",
-            patience.as_secs()
-        ))),
-    };
-    status.error = asked.err().map(|error| error.one_line());
-    if let Some(directory) = cluster.data_directory.clone() {
-        // A disk may hang.
-        let looked = tokio::task::spawn_blocking(move || {
-            let control = ControlFile::read(&directory)?;
-            Backlog::look(&directory, control.segment_size)
-        });
-        match tokio::time::timeout(patience, looked).await {
-            Ok(Ok(Ok(backlog))) => {
+/// What a look at a disk may take at least.
+const DISK: Duration = Duration::from_secs(5);
+
+/// Asks one server again and again, and looks at its pg_wal where that is on this host.
+pub(super) struct ServerWatch {
+    cluster: ClusterConfig,
+    /// A disk may hang: then the look at it is waited for, and no other one begun.
+    disk: Background<Result<Backlog>>,
+}
+
+impl ServerWatch {
+    pub(super) fn new(cluster: &ClusterConfig) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            disk: Background::default(),
+        }
+    }
+
+    pub(super) async fn look(&mut self, patience: Duration) -> ServerStatus {
+        let until = tokio::time::Instant::now() + patience;
+        let mut status = ServerStatus::default();
+        let asked = tokio::time::timeout_at(until, ask(&self.cluster, &mut status)).await;
+        let late = |what: &str| format!("{what} within {} s", patience.as_secs());
+        status.error = match asked {
+            Ok(asked) => asked.err().map(|error| error.one_line()),
+            Err(_) => Some(late("no answer")),
+        };
+        let Some(directory) = self.cluster.data_directory.clone() else {
+            return status;
+        };
+        if self.disk.may_begin(Duration::ZERO) {
+            self.disk.begin(async move {
+                let look = move || {
+                    let control = ControlFile::read(&directory)?;
+                    Backlog::look(&directory, control.segment_size)
+                };
+                let looked = tokio::task::spawn_blocking(look).await;
+                looked.unwrap_or_else(|error| Err(Error::failed(error.to_string())))
+            });
+        }
+        // Also where the server took all the time.
+        let until = until.max(tokio::time::Instant::now() + DISK);
+        match self.disk.ended(Some(until)).await {
+            Some(Ok(backlog)) => {
                 status.seconds_until_full = backlog.time_left().map(|left| left.as_secs_f64());
                 status.backlog = Some(backlog);
             }
-            Ok(Ok(Err(error))) => status.backlog_error = Some(error.one_line()),
-            Ok(Err(error)) => status.backlog_error = Some(error.to_string()),
-            Err(_) => {
-                let text = format!("its disk did not answer within {} s", patience.as_secs());
-                status.backlog_error = Some(text);
-            }
+            Some(Err(error)) => status.backlog_error = Some(error.one_line()),
+            None => status.backlog_error = Some(late("its disk did not answer")),
         }
+        status
     }
-    status
 }
 
 async fn ask(cluster: &ClusterConfig, status: &mut ServerStatus) -> Result<()> {
@@ -56,6 +78,12 @@ async fn ask(cluster: &ClusterConfig, status: &mut ServerStatus) -> Result<()> {
     };
     status.system_id = Some(client.system_identifier().await?);
     let mut archiver = archiver(&client).await?;
+    // What failed before a demotion stays in its statistics.
+    archiver.failing &= match client.setting("archive_mode").await?.as_str() {
+        "always" => true,
+        "on" => !in_recovery,
+        _ => false,
+    };
     if let Some(position) = status.position.filter(|_| !in_recovery) {
         let size =
             client.query_text("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'");

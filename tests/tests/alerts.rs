@@ -90,6 +90,62 @@ fn every_rule_fires_on_what_it_is_for_and_none_while_all_is_well() {
     assert!(unknown.is_empty(), "there are no such metrics: {unknown:?}");
 }
 
+/// No Grafana can be had where this runs: what it would load is checked by the rules of its
+/// schema that matter (identifiers, places, kinds), and each question by promtool.
+#[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let dashboard: Value = serde_json::from_str(&text("deploy/grafana/seawall.json")).unwrap();
+    assert_eq!(dashboard["uid"], "seawall");
+    assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 36);
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let variables: Vec<_> = variables
+        .iter()
+        .map(|v| v["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(variables, ["datasource", "cluster", "repository"]);
+    let known = metrics_in(&text("docs/metrics.md"));
+    let (mut identifiers, mut covered) = (BTreeSet::new(), BTreeSet::new());
+    let mut questions = "groups: [{ name: dashboard, rules: [\n".to_owned();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(identifiers.insert(panel["id"].as_u64().unwrap()), "{title}");
+        let place = |side: &str| panel["gridPos"][side].as_u64().unwrap();
+        assert!(
+            place("x") + place("w") <= 24,
+            "{title} is wider than the page"
+        );
+        for y in place("y")..place("y") + place("h") {
+            for x in place("x")..place("x") + place("w") {
+                assert!(covered.insert((x, y)), "{title} lies on another panel");
+            }
+        }
+        let kind = panel["type"].as_str().unwrap();
+        assert!(
+            ["row", "stat", "timeseries"].contains(&kind),
+            "{title}: {kind}"
+        );
+        if kind == "row" {
+            continue;
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        for target in panel["targets"].as_array().unwrap() {
+            let question = target["expr"].as_str().unwrap();
+            let asked = metrics_in(question);
+            let unknown: Vec<_> = asked.difference(&known).collect();
+            assert!(
+                !asked.is_empty() && unknown.is_empty(),
+                "{title}: {unknown:?}"
+            );
+            let at = questions.lines().count();
+            questions += &format!("{{ record: 'q:{at}', expr: '{question}' }},\n");
+        }
+    }
+    questions += "] }]\n";
+    let scratch = seawall_tests::Scratch::new();
+    let file = scratch.file("questions.yml", questions);
+    promtool(&["check", "rules", file.to_str().unwrap()]);
+}
+
 #[test]
 fn a_real_prometheus_reads_the_metrics_and_raises_an_alarm() {
     let site = Site::with(Cluster::builder(PostgresVersion::find(15)));

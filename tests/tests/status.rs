@@ -1,5 +1,6 @@
 //! `seawall status`: what it says is so, and what cannot be looked at hides nothing else.
 
+use seawall_tests::daemon::Daemon;
 use seawall_tests::site::PATIENCE;
 use seawall_tests::{ConfigFile, Repository, Site, Stored, seawall};
 
@@ -105,4 +106,51 @@ fn a_repository_and_a_server_that_are_away_are_named_and_the_rest_is_shown() {
 fn status(site: &Site) -> serde_json::Value {
     let output = site.seawall("status").arg("--json").run().success();
     output.json()["clusters"][0].clone()
+}
+
+#[test]
+fn logs_are_json_where_that_is_asked_for() {
+    let site = Site::of(15).start();
+    let state = site.scratch.directory("state");
+    let tables = format!(
+        "[daemon]\nstate_directory = \"{}\"\n[http]\nlisten = \"off\"\n[schedule]\nfull = \"@daily\"\n",
+        state.display()
+    );
+    let config = ConfigFile::new()
+        .cluster(&site.cluster)
+        .repository(Repository::local("near", site.near.root()))
+        .extra(&tables)
+        .write_to(&site.scratch.join("daemon.toml"));
+    let json = ("SEAWALL_LOG_FORMAT", "json");
+    let lines = |log: &str| -> Vec<serde_json::Value> {
+        let lines = log.lines().filter(|line| !line.is_empty());
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        lines.map(parse).collect()
+    };
+    // What its commands say is read by the daemon, and comes out of it as JSON, too.
+    let daemon = Daemon::run(Daemon::calling(&config).env(json.0, json.1));
+    daemon.wait_for("main full: done");
+    let log = daemon.stop().stderr;
+    let said = lines(&log);
+    assert!(said.iter().any(|line| line["level"] == "INFO"), "{log}");
+    let of_its_backup = |line: &serde_json::Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("main full: "))
+    };
+    assert!(
+        said.iter().filter(|line| of_its_backup(line)).count() > 1,
+        "{log}"
+    );
+    // An error has its exit code.
+    let call = seawall(&config).args(["backup", "--repository", "nowhere"]);
+    let output = call.with(|run| run.env(json.0, json.1)).run().exits_with(2);
+    let said = lines(&output.stderr);
+    let error = said.last().expect("an error");
+    assert_eq!(error["level"], "ERROR");
+    assert_eq!(error["exit"], 2);
+    assert!(
+        error["message"].as_str().unwrap().contains("nowhere"),
+        "{error}"
+    );
 }

@@ -429,7 +429,7 @@ fn nobody_looks_without_the_token_and_over_tls_everybody_with_it() {
         file("key"),
         file("token")
     ));
-    let daemon = served.start();
+    let mut daemon = served.start();
     daemon.wait_for("metrics and status page: https://");
     let trusted = file("crt");
     let ask = |path: &str, more: &[&str]| {
@@ -464,8 +464,20 @@ fn nobody_looks_without_the_token_and_over_tls_everybody_with_it() {
             assert!(answer.starts_with("HTTP/1.1 405"), "{method}: {answer}");
         }
     }
-    // Whether it lives may be asked by anybody.
+    // Whether it lives may be asked by anybody, who learns nothing else. (No server runs here.)
     assert!(ask("/healthz", &[]).starts_with("HTTP/1.1 200"));
+    assert!(!ask("/readyz", &[]).contains("main"));
+    // An empty token is none.
+    std::fs::write(tls.join("token"), "\n").unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.wait_for("http.token is empty");
+    std::fs::write(tls.join("token"), "another\n").unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("the new token counts", PATIENCE, || {
+        let more = ["--cacert", &trusted, "--user", "me:another"];
+        let answer = served.get("https", "/metrics", &more);
+        answer.stdout.starts_with("HTTP/1.1 200")
+    });
     assert!(
         !daemon.log().contains("not-for-everybody"),
         "{}",
@@ -484,8 +496,23 @@ fn a_port_that_is_taken_stops_no_backup_and_is_served_once_it_is_free() {
     daemon.wait_for("metrics and status page are not served");
     seawall_tests::daemon::wait_for_backups(&daemon, &served.site.near, 1);
     drop(other);
+    // Connections that say nothing hold up nobody for long, and take no file from a backup.
     wait_until("it is served", Duration::from_secs(60), || {
         served.get("http", "/healthz", &[]).code == 0
+    });
+    let idle: Vec<_> = (0..200)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", served.port)).unwrap())
+        .collect();
+    let files = || {
+        std::fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
+            .unwrap()
+            .count()
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(files() < 120, "{} files are open", files());
+    drop(idle);
+    wait_until("it is served again", Duration::from_secs(90), || {
+        served.get("http", "/healthz", &["--max-time", "5"]).code == 0
     });
     daemon.stop();
 }

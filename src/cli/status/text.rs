@@ -85,7 +85,10 @@ fn contents(repository: &RepositoryStatus, status: &ClusterStatus, now: Timestam
     if let Some(error) = &repository.error {
         say("ERROR", error.clone());
     }
-    if repository.looked.is_none() {
+    if repository.listed.is_none() {
+        if repository.error.is_none() {
+            say("contents", "they are being listed".into());
+        }
         return lines;
     }
     match repository.live_rpo(now) {

@@ -1,5 +1,7 @@
-//! Connections, plain or over TLS. Whoever is slow with his handshake holds up nobody else.
+//! Connections, plain or over TLS: a limited number of them, each for a limited time. Whoever is
+//! slow with his handshake holds up nobody else.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -13,8 +15,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -24,8 +27,23 @@ use crate::error::{Error, Result};
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// So many connections at most: what they take must never be missing to a backup.
+const MOST: usize = 64;
+
+/// How long a connection may last. Whoever asks again opens another.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// How often an address is tried that the server before has not left yet.
+const TRIES: usize = 20;
+
 /// A connection.
-pub(super) enum Connection {
+pub(super) struct Connection {
+    stream: Stream,
+    end: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -46,7 +64,14 @@ pub(super) async fn open(config: &HttpConfig) -> Result<(Connections, String)> {
         (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
         _ => None,
     };
-    let listener = TcpListener::bind(address).await;
+    let mut listener = TcpListener::bind(address).await;
+    for _ in 0..TRIES {
+        if !matches!(&listener, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        listener = TcpListener::bind(address).await;
+    }
     let failed = |error| Error::failed(format!("cannot listen at {address}")).because(error);
     let listener = listener.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -90,7 +115,12 @@ async fn accept(
     tls: Option<TlsAcceptor>,
     ready: mpsc::Sender<(Connection, SocketAddr)>,
 ) {
+    let permits = Arc::new(Semaphore::new(MOST));
     loop {
+        // Others wait in the kernel's queue.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -101,13 +131,18 @@ async fn accept(
             }
         };
         let ready = ready.clone();
+        let connection = move |stream| Connection {
+            stream,
+            end: Box::pin(tokio::time::sleep(LIFETIME)),
+            _permit: permit,
+        };
         match tls.clone() {
-            None => drop(ready.send((Connection::Plain(stream), peer)).await),
+            None => drop(ready.send((connection(Stream::Plain(stream)), peer)).await),
             Some(tls) => drop(tokio::spawn(async move {
                 match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
                     Ok(Ok(stream)) => {
-                        let stream = Connection::Tls(Box::new(stream));
-                        let _ = ready.send((stream, peer)).await;
+                        let stream = Stream::Tls(Box::new(stream));
+                        let _ = ready.send((connection(stream), peer)).await;
                     }
                     Ok(Err(error)) => tracing::debug!("{peer}: {error}"),
                     Err(_) => tracing::debug!("{peer}: no handshake"),
@@ -146,9 +181,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+        let connection = self.get_mut();
+        if connection.end.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        match &mut connection.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
         }
     }
 }
@@ -159,23 +198,28 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+        let connection = self.get_mut();
+        // Whoever reads nothing of his answer.
+        if connection.end.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        match &mut connection.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }
 }

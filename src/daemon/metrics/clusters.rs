@@ -21,11 +21,6 @@ pub(super) fn add(sheet: &mut Sheet, statuses: &[&ClusterStatus], now: Timestamp
 fn clusters(sheet: &mut Sheet, statuses: &[&ClusterStatus]) {
     let all = || statuses.iter().map(|status| (of_cluster(status), status));
     sheet.gauge(
-        "look_timestamp_seconds",
-        "When the cluster was last looked at, in seconds since 1970: what follows is of then.",
-        all().map(|(labels, status)| (labels, seconds(status.time))),
-    );
-    sheet.gauge(
         "look_duration_seconds",
         "How long that took.",
         all().map(|(labels, status)| (labels, status.seconds)),
@@ -161,7 +156,7 @@ fn repositories(sheet: &mut Sheet, statuses: &[&ClusterStatus], now: Timestamp) 
     sheet.gauge(
         "recoverable_spans",
         "Spans of time that one can recover to; between them lie gaps.",
-        each(statuses).filter_map(|(labels, r)| r.looked.map(|_| (labels, r.windows.len() as f64))),
+        each(statuses).filter_map(|(labels, r)| r.listed.map(|_| (labels, r.windows.len() as f64))),
     );
     sheet.gauge(
         "wal_gaps",
@@ -203,7 +198,7 @@ fn repositories(sheet: &mut Sheet, statuses: &[&ClusterStatus], now: Timestamp) 
 fn each_kind<'a>(
     statuses: &'a [&ClusterStatus],
 ) -> impl Iterator<Item = (Labels, &'a RepositoryStatus, BackupKind)> {
-    let seen = each(statuses).filter(|(_, repository)| repository.looked.is_some());
+    let seen = each(statuses).filter(|(_, repository)| repository.listed.is_some());
     seen.flat_map(|(labels, repository)| {
         [BackupKind::Full, BackupKind::Incremental].map(|kind| {
             let mut labels = labels.clone();
@@ -262,7 +257,7 @@ fn backups(sheet: &mut Sheet, statuses: &[&ClusterStatus]) {
         "Pages with a wrong checksum in the newest backup of that kind.",
         newest().map(|(labels, backup)| (labels, backup.damaged_pages as f64)),
     );
-    let seen = || each(statuses).filter(|(_, repository)| repository.looked.is_some());
+    let seen = || each(statuses).filter(|(_, repository)| repository.listed.is_some());
     sheet.gauge(
         "backups_unusable",
         "Finished backups that cannot be restored: their own WAL, or a part of their chain, is missing.",
@@ -278,10 +273,10 @@ fn backups(sheet: &mut Sheet, statuses: &[&ClusterStatus]) {
     );
     sheet.gauge(
         "backup_newest_proven_timestamp_seconds",
-        "When a drill last proved a backup of the repository, in seconds since 1970.",
-        seen().filter_map(|(labels, r)| {
-            let proven = r.drills.iter().rev().find(|drill| drill.passed)?;
-            Some((labels, seconds(proven.started)))
+        "When a drill last proved a backup of the repository, in seconds since 1970; 0: none of the last 30 did.",
+        seen().map(|(labels, r)| {
+            let proven = r.drills.iter().rev().find(|drill| drill.passed);
+            (labels, proven.map_or(0.0, |drill| seconds(drill.started)))
         }),
     );
 }
@@ -299,6 +294,13 @@ fn usual(repository: &RepositoryStatus, kind: BackupKind) -> Option<u64> {
 }
 
 fn copies(sheet: &mut Sheet, statuses: &[&ClusterStatus]) {
+    sheet.gauge(
+        "copy_compared_timestamp_seconds",
+        "When the copy was last compared with its source, in seconds since 1970; 0: not yet.",
+        each(statuses)
+            .filter(|(_, r)| r.copy_from.is_some())
+            .map(|(labels, r)| (labels, r.compared.map_or(0.0, seconds))),
+    );
     let lags = || each(statuses).filter_map(|(labels, r)| Some((labels, r.lag.as_ref()?)));
     sheet.gauge(
         "copy_lag_segments",

@@ -55,6 +55,7 @@ pub(super) fn text(shown: &Shown, now: Timestamp) -> String {
     daemon(&mut sheet, shown);
     jobs(&mut sheet, shown);
     let statuses: Vec<&ClusterStatus> = shown.statuses.values().map(AsRef::as_ref).collect();
+    looks(&mut sheet, shown);
     clusters::add(&mut sheet, &statuses, now);
     let mut text = String::new();
     // Into memory: nothing can fail.
@@ -73,6 +74,18 @@ fn daemon(sheet: &mut Sheet, shown: &Shown) {
         "daemon_start_time_seconds",
         "When the daemon began, in seconds since 1970.",
         std::iter::once((Vec::new(), seconds(shown.started))),
+    );
+}
+
+/// Also of a cluster that was never looked at: nobody may take that for all being well.
+fn looks(sheet: &mut Sheet, shown: &Shown) {
+    sheet.gauge(
+        "look_timestamp_seconds",
+        "When the cluster was last looked at, in seconds since 1970: what follows is of then. Not yet: when the daemon began.",
+        shown.clusters.iter().map(|name| {
+            let looked = shown.statuses.get(name).map_or(shown.started, |status| status.time);
+            (vec![label("cluster", name)], seconds(looked))
+        }),
     );
 }
 
@@ -114,9 +127,9 @@ fn jobs(sheet: &mut Sheet, shown: &Shown) {
         all().filter_map(|(labels, job)| Some((labels, seconds(job.next?)))),
     );
     sheet.gauge(
-        "job_interval_seconds",
-        "The time between the next two times of the job on the schedule.",
-        all().filter_map(|(labels, job)| Some((labels, job.interval?))),
+        "job_due_timestamp_seconds",
+        "The first time of the job on the schedule since it was last done, in seconds since 1970; where it was never done, since the daemon began.",
+        all().filter_map(|(labels, job)| Some((labels, seconds(job.due?)))),
     );
     sheet.gauge(
         "job_running",

@@ -11,7 +11,7 @@ use crate::status::{BackupStatus, ClusterStatus, RepositoryStatus, ServerStatus}
 const BACKUPS: usize = 100;
 
 /// A look that is older, in seconds, is no news any more.
-const STALE: f64 = 300.0;
+const STALE: f64 = 900.0;
 
 pub(super) fn section(status: &ClusterStatus, now: Timestamp) -> Markup {
     let name = &status.cluster;
@@ -153,7 +153,8 @@ fn of_repository(status: &ClusterStatus, repository: &RepositoryStatus, now: Tim
                     @else { (badge("open", &format!("{} behind", span(lag.seconds)))) }
                 }
             }
-            (band::figure(&format!("band-{id}"), repository, now))
+            @if repository.listed.is_some() { (band::figure(&format!("band-{id}"), repository, now)) }
+            @else if repository.error.is_none() { p.note { "Its contents are being listed." } }
             p.note { (facts(repository, now)) }
             @let troubles = repository_troubles(repository);
             @if !troubles.is_empty() {
