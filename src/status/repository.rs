@@ -43,6 +43,7 @@ pub(super) struct RepositoryWatch {
     opened: Option<Repository>,
     known: Option<Listing>,
     listing: Background<Result<Listing>>,
+    listing_failed: bool,
     comparing: Background<Result<Lag>>,
     status: RepositoryStatus,
 }
@@ -76,6 +77,7 @@ impl RepositoryWatch {
             opened: None,
             known: None,
             listing: Background::default(),
+            listing_failed: false,
             comparing: Background::default(),
             status: RepositoryStatus::default(),
         };
@@ -147,6 +149,7 @@ impl RepositoryWatch {
         // Where nothing is known yet, it is worth waiting for.
         let wait = self.known.is_none();
         if let Some(listed) = self.listing.ended(wait.then_some(until)).await {
+            self.listing_failed = listed.is_err();
             match listed {
                 Ok(listed) => self.take(listed),
                 Err(error) if wait => return Err(error),
@@ -173,7 +176,12 @@ impl RepositoryWatch {
         };
         let every = LISTED_EVERY[usize::from(known.is_ill)];
         let old = known.listed.elapsed() > every;
-        let begin = self.listing.may_begin(AFTER_FAILURE);
+        // For a tenth of the time at most.
+        let rest = (self.listing.took() * 10).min(COMPARED_AT_LEAST);
+        let begin = self.listing.may_begin(match self.listing_failed {
+            true => rest.max(AFTER_FAILURE),
+            false => rest,
+        });
         Ok(begin && (old || !known.is_of(system).await?))
     }
 
