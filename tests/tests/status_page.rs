@@ -511,7 +511,7 @@ fn a_port_that_is_taken_stops_no_backup_and_is_served_once_it_is_free() {
     std::thread::sleep(Duration::from_secs(1));
     assert!(files() < 120, "{} files are open", files());
     drop(idle);
-    wait_until("it is served again", Duration::from_secs(90), || {
+    wait_until("it is served again", Duration::from_secs(240), || {
         served.get("http", "/healthz", &["--max-time", "5"]).code == 0
     });
     daemon.stop();
