@@ -67,6 +67,11 @@ impl Board {
         self.lock().clone()
     }
 
+    /// What the daemon does, in a few words.
+    pub(super) fn in_words(&self) -> String {
+        self.lock().in_words()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shown> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -197,7 +197,7 @@ impl Daemon {
             &self.running,
             self.followers.names(),
         );
-        self.notify.status(self.board.shown().in_words());
+        self.notify.status(self.board.in_words());
     }
 
     fn attempt_ended(&mut self, done: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
