@@ -48,6 +48,7 @@ pub mod scratch;
 pub mod sealed;
 pub mod seed;
 pub mod segment;
+pub mod served;
 pub mod site;
 pub mod stored;
 pub mod strace;

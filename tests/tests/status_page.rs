@@ -1,103 +1,16 @@
-//! What the daemon shows: metrics, health and its page, to whom it may, and that all of it is
-//! what PostgreSQL and the repositories say.
+//! What the daemon shows: metrics, health and its page, and that all of it is what PostgreSQL and
+//! the repositories say.
 
 use std::time::Duration;
 
-use seawall_tests::daemon::Daemon;
-use seawall_tests::postgres::free_port;
-use seawall_tests::process::{Output, Run};
 use seawall_tests::readable::{DESK, PHONE, fits, has_contrast, loads_nothing};
+use seawall_tests::served::{Served, value};
 use seawall_tests::site::PATIENCE;
-use seawall_tests::{
-    Browser, Cluster, ConfigFile, PostgresVersion, Repository, Site, Stored, drill, pgbench,
-    seawall, wait_until,
-};
-
-/// A daemon with its own configuration, and where it listens.
-struct Served {
-    site: Site,
-    port: u16,
-    far: Stored,
-}
-
-const SCHEDULE: &str = "
-[schedule]
-full = \"@weekly\"
-expire = \"@daily\"
-[objectives]
-rpo = \"5m\"
-rto = \"1h\"
-[heartbeat]
-interval = \"1s\"
-switch_floor = \"2s\"
-";
-
-impl Served {
-    /// A cluster with a repository and a copy of it; `more` are lines of `[http]`.
-    fn new(more: &str) -> Self {
-        let site = Site::with(Cluster::builder(PostgresVersion::find(15)));
-        let (port, far) = (free_port(), site.scratch.directory("far"));
-        let served = Self {
-            port,
-            far: Stored::at(&far),
-            site,
-        };
-        served.configure(more);
-        served
-    }
-
-    fn configure(&self, more: &str) {
-        let state = self.site.scratch.directory("state");
-        let tables = format!(
-            "{SCHEDULE}\n[daemon]\nstate_directory = \"{}\"\nlook_every = \"1s\"\n[http]\nlisten = \"127.0.0.1:{}\"\n{more}",
-            state.display(),
-            self.port
-        );
-        ConfigFile::new()
-            .cluster(&self.site.cluster)
-            .repository(Repository::local("near", self.site.near.root()))
-            .repository(Repository::local("far", self.far.root()).key("copy_from", "\"near\""))
-            .extra(&tables)
-            .write(&self.site.scratch);
-    }
-
-    fn start(&self) -> Daemon {
-        Daemon::run(Daemon::calling(&self.site.config))
-    }
-
-    /// What is answered there, with these arguments of curl.
-    fn get(&self, scheme: &str, path: &str, more: &[&str]) -> Output {
-        let url = format!("{scheme}://localhost:{}{path}", self.port);
-        let curl = Run::new("curl").args(["--silent", "--show-error", "--include"]);
-        curl.args(more).arg(url).run()
-    }
-
-    fn metrics(&self) -> String {
-        self.get("http", "/metrics", &[]).success().stdout
-    }
-
-    /// The value of a metric with these labels; none either while nobody listens yet.
-    fn metric(&self, name: &str) -> Option<f64> {
-        value(&self.get("http", "/metrics", &[]).stdout, name)
-    }
-
-    fn wait_for(&self, what: &str, metric: &str, fine: impl Fn(f64) -> bool) {
-        wait_until(what, PATIENCE, || self.metric(metric).is_some_and(&fine));
-    }
-}
-
-fn value(text: &str, name: &str) -> Option<f64> {
-    let line = text
-        .lines()
-        .find(|line| line.starts_with(&format!("{name} ")))?;
-    line.rsplit_once(' ')?.1.parse().ok()
-}
+use seawall_tests::{Browser, drill, pgbench, wait_until};
 
 #[test]
 fn the_metrics_are_what_postgresql_and_the_repositories_say() {
-    let mut served = Served::new("");
-    served.site = served.site.start();
-    seawall(&served.site.config).arg("init").run().success();
+    let mut served = Served::running();
     let daemon = served.start();
     wait_until("it is ready", PATIENCE, || {
         served
@@ -240,9 +153,7 @@ fn the_metrics_are_what_postgresql_and_the_repositories_say() {
 
 #[test]
 fn the_page_is_read_on_a_phone_on_a_desk_by_light_by_dark_and_by_keyboard() {
-    let mut served = Served::new("");
-    served.site = served.site.start();
-    seawall(&served.site.config).arg("init").run().success();
+    let served = Served::running();
     let daemon = served.start();
     let near = "{cluster=\"main\",repository=\"near\"}";
     served.wait_for(
@@ -349,9 +260,7 @@ fn keep(browser: &Browser, name: &str) -> usize {
 #[test]
 #[ignore = "long: backups, a gap and drills, for the pictures in docs/"]
 fn pictures_of_the_status_page_are_small_enough_for_the_documents() {
-    let mut served = Served::new("");
-    served.site = served.site.start();
-    seawall(&served.site.config).arg("init").run().success();
+    let served = Served::running();
     let cluster = &served.site.cluster;
     pgbench::init(cluster, 10);
     let work = |seconds: u64| {
@@ -404,115 +313,5 @@ fn pictures_of_the_status_page_are_small_enough_for_the_documents() {
         let bytes = keep(&browser, &format!("status-page-{name}"));
         assert!(bytes < 300 << 10, "{name}: {bytes} bytes");
     }
-    daemon.stop();
-}
-
-#[test]
-fn nobody_looks_without_the_token_and_over_tls_everybody_with_it() {
-    let served = Served::new("");
-    let tls = served.site.scratch.directory("tls");
-    let made = Run::new("bash")
-        .args([
-            "-c",
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
-             -keyout key -out crt -subj /CN=server -days 2 -addext subjectAltName=DNS:localhost",
-        ])
-        .directory(&tls)
-        .run();
-    made.success();
-    std::fs::write(tls.join("token"), "not-for-everybody\n").unwrap();
-    let file = |name: &str| tls.join(name).display().to_string();
-    seawall_tests::scratch::give_tree_to_owner(&tls);
-    served.configure(&format!(
-        "tls_certificate = \"{}\"\ntls_key = \"{}\"\ntoken = {{ file = \"{}\" }}\n",
-        file("crt"),
-        file("key"),
-        file("token")
-    ));
-    let mut daemon = served.start();
-    daemon.wait_for("metrics and status page: https://");
-    let trusted = file("crt");
-    let ask = |path: &str, more: &[&str]| {
-        let more = [&["--cacert", &trusted], more].concat();
-        served.get("https", path, &more).success().stdout
-    };
-    for path in ["/", "/metrics", "/status.json", "/nothing"] {
-        for wrong in [
-            &[][..],
-            &["--user", "me:wrong"],
-            &["--oauth2-bearer", "wrong"],
-        ] {
-            let answer = ask(path, wrong);
-            assert!(
-                answer.starts_with("HTTP/1.1 401"),
-                "{path} {wrong:?}: {answer}"
-            );
-            assert!(!answer.contains("main"), "{answer}");
-        }
-    }
-    for right in [
-        ["--user", "me:not-for-everybody"],
-        ["--oauth2-bearer", "not-for-everybody"],
-    ] {
-        for path in ["/", "/metrics", "/status.json"] {
-            let answer = ask(path, &right);
-            assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-        }
-        // Nothing is changed here.
-        for method in ["POST", "PUT", "DELETE"] {
-            let answer = ask("/", &[&right[..], &["--request", method]].concat());
-            assert!(answer.starts_with("HTTP/1.1 405"), "{method}: {answer}");
-        }
-    }
-    // Whether it lives may be asked by anybody, who learns nothing else. (No server runs here.)
-    assert!(ask("/healthz", &[]).starts_with("HTTP/1.1 200"));
-    assert!(!ask("/readyz", &[]).contains("main"));
-    // An empty token is none.
-    std::fs::write(tls.join("token"), "\n").unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGHUP);
-    daemon.wait_for("http.token is empty");
-    std::fs::write(tls.join("token"), "another\n").unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGHUP);
-    wait_until("the new token counts", PATIENCE, || {
-        let more = ["--cacert", &trusted, "--user", "me:another"];
-        let answer = served.get("https", "/metrics", &more);
-        answer.stdout.starts_with("HTTP/1.1 200")
-    });
-    assert!(
-        !daemon.log().contains("not-for-everybody"),
-        "{}",
-        daemon.log()
-    );
-    daemon.stop();
-}
-
-#[test]
-fn a_port_that_is_taken_stops_no_backup_and_is_served_once_it_is_free() {
-    let mut served = Served::new("");
-    served.site = served.site.start();
-    seawall(&served.site.config).arg("init").run().success();
-    let other = std::net::TcpListener::bind(("127.0.0.1", served.port)).unwrap();
-    let daemon = served.start();
-    daemon.wait_for("metrics and status page are not served");
-    seawall_tests::daemon::wait_for_backups(&daemon, &served.site.near, 1);
-    drop(other);
-    // Connections that say nothing hold up nobody for long, and take no file from a backup.
-    wait_until("it is served", Duration::from_secs(60), || {
-        served.get("http", "/healthz", &[]).code == 0
-    });
-    let idle: Vec<_> = (0..200)
-        .map(|_| std::net::TcpStream::connect(("127.0.0.1", served.port)).unwrap())
-        .collect();
-    let files = || {
-        std::fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
-            .unwrap()
-            .count()
-    };
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(files() < 120, "{} files are open", files());
-    drop(idle);
-    wait_until("it is served again", Duration::from_secs(240), || {
-        served.get("http", "/healthz", &["--max-time", "5"]).code == 0
-    });
     daemon.stop();
 }
